@@ -1,0 +1,98 @@
+"""Randomness that is a pure function of (seed, step, coordinates).
+
+Gumbel noise, restarts, anchors and dropout inside a codebook's network are drawn from here, never
+from a process's own generator: one process on a large batch, several processes on its parts, and
+micro-batches one after another all see the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from . import ranks
+
+# Constants of splitmix64 (Steele, Lea and Flood 2014), written as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical: torch shifts the sign in
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def counter_bits(*coordinates: Tensor) -> Tensor:
+    """Hash int64 coordinates (broadcast against each other) to 64 random bits each, as int64."""
+    state = torch.zeros((), dtype=torch.int64, device=coordinates[0].device)
+    for coordinate in coordinates:
+        state = _mix(state * _GOLDEN + coordinate + 1)
+    return state
+
+
+def counter_uniform(*coordinates: Tensor) -> Tensor:
+    """Uniform float64 numbers in the open interval (0, 1), one per broadcast coordinate."""
+    # 52 bits and a half: neither 0 nor 1 can come out, so logarithms stay finite.
+    return (_shift_right(counter_bits(*coordinates), 12).double() + 0.5) * 2.0**-52
+
+
+class Clock(nn.Module):
+    """Seed and step of one quantizer; both live in its `state_dict`.
+
+    The seed is drawn from torch's global generator when the quantizer is built, so that
+    `torch.manual_seed` governs it. `advance` is called once per optimizer step.
+    """
+
+    seed: Tensor
+    step: Tensor
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seed", torch.randint(1 << 62, ()))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
+        self.micro_batches = 1  # training forwards per step; a setting of the loop, not state
+
+    def uniform(self, purpose: int, *coordinates: Tensor) -> Tensor:
+        """Uniform float64 numbers in (0, 1) for this step; `purpose` keeps streams apart."""
+        device = self.seed.device
+        stream = torch.tensor(purpose, device=device)
+        return counter_uniform(self.seed, self.step, stream, *(c.to(device) for c in coordinates))
+
+    def row_numbers(self, num_rows: int) -> Tensor:
+        """(N,) numbers of this forward's vectors within the whole batch of the step.
+
+        Processes stand one after another, micro-batches of a process one after another within it;
+        all hold the same number of vectors.
+        """
+        start = self.rows + ranks.rank() * self.micro_batches * num_rows
+        return start + torch.arange(num_rows, device=self.rows.device)
+
+    def count_rows(self, num_rows: int) -> None:
+        """Remember that a training forward has seen `num_rows` more vectors."""
+        self.rows += num_rows
+
+    def advance(self) -> None:
+        """Begin the next step."""
+        self.step += 1
+        self.rows.zero_()
+
+    @contextmanager
+    def seeded_generators(self, purpose: int) -> Iterator[None]:
+        """Run a block whose ordinary torch draws (dropout) come from (seed, step)."""
+        stream = torch.tensor(purpose, device=self.seed.device)
+        seed = int(_shift_right(counter_bits(self.seed, self.step, stream), 1))
+        devices = [self.seed.device] if self.seed.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield

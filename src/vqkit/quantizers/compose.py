@@ -1,0 +1,247 @@
+"""Quantizers made of quantizers. The same interface as a whole one: `quantize`, `lookup`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .assignments import Nearest
+from .codebooks import check_count
+from .estimators import Estimator, straight_through
+from .quantizer import Quantizer, SearchCost, join_path
+from .records import Quantized, Slot
+
+Reduction = Literal["sum", "mean"]
+
+
+class SharedSegments(Quantizer):
+    """Cut the vector into m consecutive segments and quantize all of them with one quantizer.
+
+    LooC's compositional quantization (section 3.2) and MoVQ's multichannel one. It is one call on
+    N·m short vectors, so means run over all segments and updates pool them.
+    """
+
+    def __init__(self, quantizer: Quantizer, num_segments: int) -> None:
+        super().__init__()
+        check_count("num_segments", num_segments)
+        self.quantizer, self.num_segments = quantizer, num_segments
+        self.channels = num_segments * quantizer.channels
+        inner, each = quantizer.slots, len(quantizer.slots)
+        names = [f"segment{s}" for s in range(num_segments)] if num_segments > 1 else [""]
+        self.slots = tuple(
+            Slot(join_path(name, slot.name) or "code", slot.num_codes)
+            for name in names
+            for slot in inner
+        )
+        self.books = tuple(
+            tuple(s * each + slot for s in range(num_segments) for slot in book)
+            for book in quantizer.books
+        )
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """Quantize vectors (B, P, channels); ids are (B, P, m·T')."""
+        batch, positions, channels = z.shape
+        inner = self.quantizer.quantize(z.reshape(batch, -1, self.quantizer.channels))
+        return Quantized(
+            inner.z_q.reshape(batch, positions, channels),
+            inner.ids.reshape(batch, positions, -1),
+            inner.terms,
+        )
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Turn tokens (..., T) into vectors (..., channels)."""
+        segments = ids.reshape(*ids.shape[:-1], self.num_segments, len(self.quantizer.slots))
+        return self.quantizer.lookup(segments).flatten(-2)
+
+    def search_costs(self) -> list[SearchCost]:
+        """List the searches that one vector needs."""
+        costs = self.quantizer.search_costs()
+        return [replace(cost, rows=cost.rows * self.num_segments) for cost in costs]
+
+    def summary(self) -> str:
+        """Say in a phrase how this quantizer is composed."""
+        inner = self.quantizer.summary()
+        return f"{self.num_segments} shared segments" + ("" if inner == "whole" else f" of {inner}")
+
+
+class Split(Quantizer):
+    """Cut the vector into named parts of any sizes, each with its own quantizer (Dual).
+
+    Equal parts with equal free codebooks are faster as one `VectorQuantizer` with G tables.
+
+    Args:
+        parts: name -> quantizer, in the order of the channels.
+        reduction: whether the parts' terms are summed (Dual eq. 4) or averaged.
+    """
+
+    def __init__(self, parts: Mapping[str, Quantizer], *, reduction: Reduction = "sum") -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("parts={}: give at least one quantizer")
+        self.parts = nn.ModuleDict(parts)
+        self.weight = _term_weight(reduction, len(parts))
+        self.sizes = [part.channels for part in parts.values()]
+        self.tokens = [len(part.slots) for part in parts.values()]
+        self.channels = sum(self.sizes)
+        self.slots, self.books = _concatenate(parts)
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """Quantize vectors (B, P, channels); ids are (B, P, T)."""
+        pieces = z.split(self.sizes, -1)
+        found = {
+            name: part.quantize(piece)
+            for (name, part), piece in zip(self._quantizers(), pieces, strict=True)
+        }
+        return Quantized(
+            torch.cat([q.z_q for q in found.values()], -1),
+            torch.cat([q.ids for q in found.values()], -1),
+            _weighted_terms(found, self.weight),
+        )
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Turn tokens (..., T) into vectors (..., channels)."""
+        pieces = ids.split(self.tokens, -1)
+        parts = [part for _, part in self._quantizers()]
+        return torch.cat([p.lookup(i) for p, i in zip(parts, pieces, strict=True)], -1)
+
+    def search_costs(self) -> list[SearchCost]:
+        """List the searches that one vector needs."""
+        return [cost for _, part in self._quantizers() for cost in part.search_costs()]
+
+    def summary(self) -> str:
+        """Say in a phrase how this quantizer is composed."""
+        return "split " + " + ".join(f"{n} ({p.channels})" for n, p in self._quantizers())
+
+    def _quantizers(self) -> list[tuple[str, Quantizer]]:
+        pairs = []
+        for name, part in self.parts.items():
+            assert isinstance(part, Quantizer)
+            pairs.append((name, part))
+        return pairs
+
+
+class Residual(Quantizer):
+    """Level l quantizes what the levels before it left over (RQ-VAE, arXiv:2203.01941 eq. 3-4).
+
+    What is left over is detached from the codes. The terms are averaged over levels, and the
+    estimator is applied once, to the whole sum.
+
+    Args:
+        levels: one quantizer for all levels (shared codes, with `num_levels`), or one per level.
+        num_levels: how often a single shared quantizer is used.
+        estimator: how the gradient passes the sum of all levels.
+    """
+
+    def __init__(
+        self,
+        levels: Quantizer | Sequence[Quantizer],
+        num_levels: int | None = None,
+        *,
+        estimator: Estimator = straight_through,
+    ) -> None:
+        super().__init__()
+        self.shared = isinstance(levels, Quantizer)
+        books = [levels] if isinstance(levels, Quantizer) else list(levels)
+        count = num_levels if num_levels is not None else len(books)
+        check_count("num_levels", count)
+        if not self.shared and count != len(books):
+            raise ValueError(f"num_levels={count}: {len(books)} quantizers were given")
+        for book in books:
+            _check_level(book, books[0].channels)
+        self.quantizers, self.num_levels = nn.ModuleList(books), count
+        self.estimator = estimator
+        self.channels = books[0].channels
+        named = {f"level{i}": self._level(i) for i in range(count)}
+        self.slots, separate = _concatenate(named)
+        if self.shared:  # every level draws from the same books
+            each = len(books[0].slots)
+            self.books = tuple(
+                tuple(level * each + slot for level in range(count) for slot in book)
+                for book in books[0].books
+            )
+        else:
+            self.books = separate
+
+    def _level(self, level: int) -> Quantizer:
+        quantizer = self.quantizers[0 if self.shared else level]
+        assert isinstance(quantizer, Quantizer)
+        return quantizer
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """Quantize vectors (B, P, channels); ids are (B, P, L·T')."""
+        found: dict[str, Quantized] = {}
+        rest, total = z, None
+        for level in range(self.num_levels):
+            part = self._level(level).quantize(rest)
+            codes = part.z_q.detach()
+            total = codes if total is None else total + codes
+            rest = rest - codes
+            found[f"level{level}"] = part
+        assert total is not None
+        ids = torch.cat([part.ids for part in found.values()], -1)
+        terms = _weighted_terms(found, _term_weight("mean", self.num_levels))
+        return Quantized(self.estimator(z, total), ids, terms)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Turn tokens (..., T) into vectors (..., channels)."""
+        pieces = ids.chunk(self.num_levels, -1)
+        total = self._level(0).lookup(pieces[0])
+        for level in range(1, self.num_levels):
+            total = total + self._level(level).lookup(pieces[level])
+        return total
+
+    def search_costs(self) -> list[SearchCost]:
+        """List the searches that one vector needs."""
+        return [c for i in range(self.num_levels) for c in self._level(i).search_costs()]
+
+    def summary(self) -> str:
+        """Say in a phrase how this quantizer is composed."""
+        inner = self._level(0).summary()
+        books = "shared" if self.shared else "own"
+        return f"residual, {self.num_levels} levels, {books} codes" + (
+            "" if inner == "whole" else f", of {inner}"
+        )
+
+
+def _check_level(quantizer: Quantizer, channels: int) -> None:
+    if quantizer.channels != channels:
+        raise ValueError(
+            f"levels of a residual need equal channels, got {quantizer.channels} and {channels}"
+        )
+    for leaf in quantizer.leaves():
+        measured = isinstance(leaf.assignment, Nearest) and leaf.assignment.metric == "l2"
+        if not measured or leaf.codebook.spherical:
+            raise ValueError(
+                f"a residual needs levels that take the nearest code by L2 in plain space, not "
+                f"{leaf.assignment.summary()} on {leaf.codebook.summary()}"
+            )
+
+
+def _term_weight(reduction: str, count: int) -> float:
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction={reduction!r}: expected 'sum' or 'mean'")
+    return 1.0 if reduction == "sum" else 1 / count
+
+
+def _weighted_terms(found: Mapping[str, Quantized], weight: float) -> dict[str, Tensor]:
+    return {
+        join_path(name, key): value * weight
+        for name, part in found.items()
+        for key, value in part.terms.items()
+    }
+
+
+def _concatenate(
+    parts: Mapping[str, Quantizer],
+) -> tuple[tuple[Slot, ...], tuple[tuple[int, ...], ...]]:
+    slots: list[Slot] = []
+    books: list[tuple[int, ...]] = []
+    for name, part in parts.items():
+        first = len(slots)
+        slots += [Slot(join_path(name, slot.name), slot.num_codes) for slot in part.slots]
+        books += [tuple(first + slot for slot in book) for book in part.books]
+    return tuple(slots), tuple(books)

@@ -1,0 +1,307 @@
+"""What every preset returns: feature maps (or vectors) in, quantized ones and tokens out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .codebooks import Codebook, check_count
+from .description import QuantizerDescription, describe_quantizer, summarize
+from .quantizer import Quantizer
+from .records import Quantized, Slot
+
+Layout = Literal["paper", "official"]
+
+_IDLE, _COLLECTED, _REDUCED = 0, 1, 2  # what the update rules' statistics hold
+
+
+class GridQuantizer(nn.Module):
+    """Turn a feature map into vectors, quantize them, and turn them back into a map.
+
+    Codebook updates never run between a forward and its backward: a training forward only adds to
+    statistics, and `step()` writes the codes. With `auto_step` (the default) the next training
+    forward calls it, so a loop that knows nothing of it trains correctly; a loop that accumulates
+    gradients sets `auto_step = False` and calls `step()` after every optimizer step.
+
+    Args:
+        quantizer: quantizes the vectors.
+        in_channels: channels of the feature map, if 1×1 projections bring it to
+            `quantizer.channels` and back (VQGAN: 256 → 8 → 256). They are part of `lookup`.
+        beta: LooC's extrapolation by interpolation: vectors are taken from the map enlarged β times
+            (bilinear), and their codes averaged over β×β afterwards (section 3.3).
+        layout: where the segments lie for β > 1. `paper`: along the channels of every sub-pixel.
+            `official`: along the channels of the pixel-unshuffled map, as LooC's code does, so that
+            a segment may hold the sub-pixels of one channel; `quantizer` then has channels·β².
+
+    Raises:
+        ValueError: sizes that do not fit.
+    """
+
+    pending: Tensor
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        *,
+        in_channels: int | None = None,
+        beta: int = 1,
+        layout: Layout = "paper",
+    ) -> None:
+        super().__init__()
+        check_count("beta", beta)
+        if layout not in get_args(Layout):
+            raise ValueError(f"layout={layout!r}: expected one of {get_args(Layout)}")
+        if layout == "official" and quantizer.channels % beta**2:
+            raise ValueError(
+                f"layout='official' with beta={beta}: {quantizer.channels} channels "
+                f"must be divisible by beta²={beta**2}"
+            )
+        self.quantizer, self.beta, self.layout = quantizer, beta, layout
+        width = quantizer.channels // (beta**2 if layout == "official" else 1)
+        self.project_in: nn.Linear | None = None
+        self.project_out: nn.Linear | None = None
+        if in_channels is not None:
+            check_count("in_channels", in_channels)
+            self.project_in = nn.Linear(in_channels, width)
+            self.project_out = nn.Linear(width, in_channels)
+        self.width = width
+        self.channels = width if in_channels is None else in_channels
+        self.auto_step = True
+        self.side_bits = 0.0
+        self.register_buffer("pending", torch.zeros((), dtype=torch.int64))
+        self._stage = _IDLE  # mirrors `pending`, so that no forward waits for a GPU to read it
+
+    # ----------------------------------------------------------------- tokens
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The T tokens of one grid position, in order."""
+        inner = self.quantizer.slots
+        if self.beta == 1 or self.layout == "official":
+            return inner
+        cells = [f"row{i}col{j}" for i in range(self.beta) for j in range(self.beta)]
+        return tuple(
+            Slot(cell if slot.name == "code" else f"{cell}.{slot.name}", slot.num_codes)
+            for cell in cells
+            for slot in inner
+        )
+
+    @property
+    def books(self) -> tuple[tuple[int, ...], ...]:
+        """Slot numbers grouped by the codebook they draw from."""
+        inner = self.quantizer.books
+        if self.beta == 1 or self.layout == "official":
+            return inner
+        each = len(self.quantizer.slots)
+        cells = range(self.beta**2)
+        return tuple(tuple(c * each + slot for c in cells for slot in book) for book in inner)
+
+    @property
+    def bits_per_position(self) -> float:
+        """Nominal bits of one grid position: the sum over slots of log2(codes)."""
+        return sum(math.log2(slot.num_codes) for slot in self.slots) + self.side_bits
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether z_q mixes codes in training, so that ids do not determine it there."""
+        return self.quantizer.relaxed
+
+    def describe(self, height: int, width: int, *, batch_size: int = 1) -> QuantizerDescription:
+        """State rate, storage, cost and memory for feature maps of height × width positions."""
+        return describe_quantizer(self, height, width, batch_size)
+
+    # ----------------------------------------------------------- quantization
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize a feature map.
+
+        Args:
+            z: (B, channels, h, w), floating point; 16-bit input is quantized in float32.
+
+        Returns:
+            z_q (B, channels, h, w), ids (B, h, w, T), and the terms.
+        """
+        if z.ndim != 4:
+            raise ValueError(
+                f"z of shape {tuple(z.shape)}: expected a map (B, {self.channels}, h, w); for "
+                "sequences and channel-last vectors call .vectors(z)"
+            )
+        self._check(z, z.shape[1])
+        with self._forwarding(z):
+            rows = self._project(z.permute(0, 2, 3, 1), self.project_in)
+            batch, height, width, _ = rows.shape
+            out = self.quantizer.quantize(self._to_rows(rows).flatten(1, -2))
+            z_q = self._from_rows(out.z_q.unflatten(1, (height, width, -1)))
+            return Quantized(z_q, out.ids.reshape(batch, height, width, -1), out.terms)
+
+    def vectors(self, z: Tensor) -> Quantized:
+        """Quantize vectors (..., channels) of a sequence or a channel-last map; ids (..., T).
+
+        The first axis counts the images, as far as a term sums over positions.
+        """
+        self._check_vectors()
+        if z.ndim < 2:
+            raise ValueError(f"z of shape {tuple(z.shape)}: expected (..., {self.channels})")
+        self._check(z, z.shape[-1])
+        with self._forwarding(z):
+            rows = self._project(z, self.project_in)
+            out = self.quantizer.quantize(rows.reshape(len(z), -1, self.width))
+            z_q = self._project(out.z_q.reshape(*z.shape[:-1], -1), self.project_out)
+            return Quantized(z_q, out.ids.reshape(*z.shape[:-1], -1), out.terms)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Turn tokens (B, h, w, T) into the map (B, channels, h, w) they stand for."""
+        if ids.ndim != 4:
+            raise ValueError(
+                f"ids of shape {tuple(ids.shape)}: expected (B, h, w, {len(self.slots)})"
+            )
+        self._check_ids(ids)
+        with torch.no_grad(), _in_full_precision(ids.device):
+            cells = ids.unflatten(-1, (-1, len(self.quantizer.slots)))
+            return self._from_rows(self.quantizer.lookup(cells))
+
+    def lookup_vectors(self, ids: Tensor) -> Tensor:
+        """Turn tokens (..., T) into vectors (..., channels): the way back of `vectors`."""
+        self._check_vectors()
+        self._check_ids(ids)
+        with torch.no_grad(), _in_full_precision(ids.device):
+            return self._project(self.quantizer.lookup(ids), self.project_out)
+
+    # ---------------------------------------------------------------- updates
+
+    def step(self) -> None:
+        """Write what the update rules have gathered, on all processes together.
+
+        Call it once after every optimizer step when `auto_step` is False. Without a training
+        forward since the last call it does nothing.
+        """
+        if self._stage == _IDLE:
+            return
+        if self._stage == _COLLECTED:
+            self._reduce()
+        for leaf in self.quantizer.leaves():
+            leaf.apply_rules()
+        for book in self._codebooks():
+            book.drop_cache()
+        self._set_stage(_IDLE)
+
+    def set_micro_batches(self, count: int) -> None:
+        """Tell how many training forwards make one step (gradient accumulation).
+
+        Random draws then number the vectors as one large batch would.
+        """
+        check_count("micro_batches", count)
+        for leaf in self.quantizer.leaves():
+            leaf.clock.micro_batches = count
+
+    def _reduce(self) -> None:
+        for leaf in self.quantizer.leaves():
+            leaf.reduce()
+        self._set_stage(_REDUCED)
+
+    def _set_stage(self, stage: int) -> None:
+        self._stage = stage
+        self.pending.fill_(stage)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *args)
+        self._stage = int(self.pending)
+
+    # ---------------------------------------------------------------- helpers
+
+    @contextmanager
+    def _forwarding(self, z: Tensor) -> Iterator[None]:
+        if self.training and self.auto_step:
+            self.step()
+        with ExitStack() as stack:
+            stack.enter_context(_in_full_precision(z.device))
+            for book in self._codebooks():
+                stack.enter_context(book.held())
+            yield
+        if self.training:
+            self._set_stage(_COLLECTED)
+            if self.auto_step:
+                # Joined at once: a foreign DDP copies rank 0's buffers before its next forward.
+                self._reduce()
+
+    def _codebooks(self) -> Iterator[Codebook]:
+        return (module for module in self.modules() if isinstance(module, Codebook))
+
+    def _to_rows(self, z: Tensor) -> Tensor:
+        """(B, h, w, width) -> (B, h, w, sub-pixels, quantizer.channels)."""
+        if self.beta == 1:
+            return z[..., None, :]
+        enlarged = F.interpolate(
+            z.permute(0, 3, 1, 2), scale_factor=self.beta, mode="bilinear", align_corners=False
+        )
+        cells = F.pixel_unshuffle(enlarged, self.beta).permute(0, 2, 3, 1)  # channel·β² + i·β + j
+        if self.layout == "official":
+            return cells[..., None, :]
+        return cells.unflatten(-1, (self.width, self.beta**2)).transpose(-1, -2)
+
+    def _from_rows(self, rows: Tensor) -> Tensor:
+        """(B, h, w, sub-pixels, quantizer.channels) -> (B, channels, h, w)."""
+        if self.beta == 1:
+            z_q = rows.squeeze(-2)
+        elif self.layout == "official":
+            z_q = rows.squeeze(-2).unflatten(-1, (self.width, self.beta**2)).mean(-1)
+        else:
+            z_q = rows.mean(-2)
+        return self._project(z_q, self.project_out).permute(0, 3, 1, 2).contiguous()
+
+    @staticmethod
+    def _project(z: Tensor, layer: nn.Linear | None) -> Tensor:
+        """Apply a 1×1 projection, and leave 16-bit numbers behind: distances are float32."""
+        if layer is not None:
+            z = layer(z.to(layer.weight.dtype))
+        return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+    def _check(self, z: Tensor, channels: int) -> None:
+        if not z.is_floating_point():
+            raise ValueError(f"z of type {z.dtype}: expected floating-point features")
+        if channels != self.channels:
+            raise ValueError(
+                f"z has {channels} channels (shape {tuple(z.shape)}), but this quantizer takes "
+                f"{self.channels}; pass in_channels={channels} to its preset for 1×1 projections"
+            )
+        if z.numel() == 0:
+            raise ValueError(f"z of shape {tuple(z.shape)}: there is nothing to quantize")
+
+    def _check_vectors(self) -> None:
+        if self.beta > 1:
+            raise ValueError(
+                f"beta={self.beta}: interpolation needs a feature map; call the quantizer with "
+                "(B, channels, h, w)"
+            )
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if ids.dtype != torch.int64:
+            raise ValueError(f"ids of type {ids.dtype}: expected torch.int64")
+        if ids.shape[-1] != len(self.slots):
+            raise ValueError(
+                f"ids of shape {tuple(ids.shape)}: the last axis must hold the "
+                f"{len(self.slots)} tokens of a position"
+            )
+        limits = torch.tensor([slot.num_codes for slot in self.slots], device=ids.device)
+        wrong = ((ids < 0) | (ids >= limits)).flatten(0, -2).any(0)
+        if wrong.any():
+            slot = int(wrong.nonzero()[0])
+            values = ids[..., slot]
+            raise ValueError(
+                f"ids of slot {self.slots[slot].name!r} lie in [{int(values.min())}, "
+                f"{int(values.max())}]: expected [0, {self.slots[slot].num_codes})"
+            )
+
+    def summary(self) -> dict[str, str]:
+        """Name the part chosen for every question of the algebra (README's table of methods)."""
+        return summarize(self)
+
+
+def _in_full_precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)

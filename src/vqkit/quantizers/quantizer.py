@@ -1,0 +1,201 @@
+"""The quantizer of whole vectors: a codebook, an assignment, terms, update rules, an estimator.
+
+Every quantizer, whole or composed, maps vectors (B, P, channels) to `Quantized` and tokens back
+(`lookup`). Presets wrap one in a `GridQuantizer`, which feeds it feature maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .assignments import Assignment
+from .clock import Clock
+from .codebooks import Codebook
+from .estimators import Estimator, straight_through
+from .records import Quantized, Slot
+from .terms import Term
+from .updates import UpdateRule
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCost:
+    """What finding codes costs for one position of the grid."""
+
+    rows: int
+    """Vectors that look for a code."""
+    num_codes: int
+    dim: int
+    score_copies: int
+    """Tensors of rows × codes that training keeps for its backward pass."""
+    compares: bool
+    """False for a lattice, whose nearest point has a closed form."""
+
+
+class Quantizer(nn.Module):
+    """Base class: what a whole quantizer and a composition of quantizers have in common."""
+
+    channels: int
+    """Length of the vectors this quantizer takes."""
+    slots: tuple[Slot, ...]
+    """The tokens of one vector, in order."""
+    books: tuple[tuple[int, ...], ...]
+    """Slot numbers grouped by the codebook they draw from."""
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """Quantize vectors (B, P, channels); ids are (B, P, T)."""
+        raise NotImplementedError
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Turn tokens (..., T) into vectors (..., channels): the only way back from tokens."""
+        raise NotImplementedError
+
+    def search_costs(self) -> list[SearchCost]:
+        """List the searches that one vector needs."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """Say in a phrase how this quantizer is composed, for generated tables."""
+        raise NotImplementedError
+
+    def leaves(self) -> Iterator[VectorQuantizer]:
+        """Yield every whole-vector quantizer inside, each once."""
+        for module in self.modules():
+            if isinstance(module, VectorQuantizer):
+                yield module
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether z_q mixes codes in training, so that ids do not determine it there."""
+        return any(leaf.assignment.relaxed for leaf in self.leaves())
+
+
+class VectorQuantizer(Quantizer):
+    """Quantize vectors with one codebook, or with G independent ones on G equal parts (PQ).
+
+    Args:
+        codebook: where the codevectors come from, and their space.
+        assignment: how a vector picks its code.
+        terms: loss terms, already weighted.
+        rules: how the codes move besides by gradient, in order.
+        estimator: how the gradient passes; inside a residual the residual's own counts.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        codebook: Codebook,
+        assignment: Assignment,
+        *,
+        terms: Sequence[Term] = (),
+        rules: Sequence[UpdateRule] = (),
+        estimator: Estimator = straight_through,
+    ) -> None:
+        super().__init__()
+        assignment.check(codebook)
+        for rule in rules:
+            rule.check(codebook)
+        names = [term.name for term in terms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"terms={names}: every term may be paid once; add up their weights")
+        self.codebook, self.assignment = codebook, assignment
+        self.terms, self.rules = tuple(terms), nn.ModuleList(rules)
+        self.estimator = estimator
+        self.clock = Clock()
+        self.channels = codebook.groups * codebook.dim
+        self._name_slots()
+        self._check_terms()
+
+    def _name_slots(self) -> None:
+        groups, k = self.codebook.groups, self.assignment.tokens_per_vector
+        segments = [f"segment{g}" for g in range(groups)] if groups > 1 else [""]
+        neighbours = [f"neighbour{i}" for i in range(k)] if k > 1 else [""]
+        names = [join_path(s, n) or "code" for s in segments for n in neighbours]
+        self.slots = tuple(Slot(name, self.codebook.num_codes) for name in names)
+        self.books = tuple(tuple(range(g * k, (g + 1) * k)) for g in range(groups))
+
+    def _check_terms(self) -> None:
+        """Run one vector through in evaluation: a term finds out what the assignment gives."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            z = torch.zeros(self.codebook.groups, 1, self.codebook.dim)
+            assigned = self.assignment(self.codebook.project(z), self.codebook, self.clock, 1)
+        self.train(training)
+        for term in self.terms:
+            for need in term.needs:
+                if getattr(assigned, need) is None:
+                    raise ValueError(
+                        f"the term {term.name} needs {need}, which "
+                        f"{type(self.assignment).__name__} on {type(self.codebook).__name__} does "
+                        "not give; use another assignment, or drop the term"
+                    )
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """Quantize vectors (B, P, channels); ids are (B, P, T)."""
+        batch, positions, _ = z.shape
+        groups, dim = self.codebook.groups, self.codebook.dim
+        z = z.reshape(batch * positions, groups, dim).transpose(0, 1)  # (G, N, D)
+        z = self.codebook.project(z)
+        assigned = self.assignment(z, self.codebook, self.clock, batch)
+        terms = {term.name: term(assigned) for term in self.terms}
+        if self.training:
+            with torch.no_grad():
+                for rule in self.rules:
+                    assert isinstance(rule, UpdateRule)
+                    rule.collect(assigned, self.codebook, self.clock)
+                self.clock.count_rows(z.shape[1])
+        z_q = self.estimator(z, assigned.z_q).transpose(0, 1)
+        ids = assigned.ids.transpose(0, 1)
+        return Quantized(
+            z_q.reshape(batch, positions, -1), ids.reshape(batch, positions, -1), terms
+        )
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Turn tokens (..., T) into vectors (..., channels)."""
+        k = self.assignment.tokens_per_vector
+        grouped = ids.reshape(-1, self.codebook.groups, *([k] if k > 1 else [])).transpose(0, 1)
+        z_q = self.assignment.lookup(grouped, self.codebook, self.clock).transpose(0, 1)
+        return z_q.reshape(*ids.shape[:-1], self.channels)
+
+    @torch.no_grad()
+    def reduce(self) -> None:
+        """Join the rules' statistics over all processes."""
+        for rule in self.rules:
+            assert isinstance(rule, UpdateRule)
+            rule.reduce(self.clock)
+
+    @torch.no_grad()
+    def apply_rules(self) -> None:
+        """Write the codes from the reduced statistics, and begin the next step."""
+        for rule in self.rules:
+            assert isinstance(rule, UpdateRule)
+            rule.apply_to(self.codebook, self.clock)
+        self.codebook.drop_cache()
+        self.clock.advance()
+
+    def search_costs(self) -> list[SearchCost]:
+        """List the searches that one vector needs."""
+        book = self.codebook
+        compares = book.stored_floats() > 0
+        copies = self.assignment.score_copies
+        return [SearchCost(book.groups, book.num_codes, book.dim, copies, compares)]
+
+    def summary(self) -> str:
+        """Say in a phrase how this quantizer is composed."""
+        groups = self.codebook.groups
+        return "whole" if groups == 1 else f"{groups} independent segments"
+
+    def extra_repr(self) -> str:
+        """Show the parts that `nn.Module` does not list."""
+        return f"terms={self.terms}, estimator={self.estimator.__name__}"
+
+
+def join_path(*parts: str) -> str:
+    """Join the non-empty parts of a slot's or term's path."""
+    return ".".join(part for part in parts if part and part != "code")
