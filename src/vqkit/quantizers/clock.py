@@ -62,6 +62,7 @@ class Clock(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
         self.micro_batches = 1  # training forwards per step; a setting of the loop, not state
+        self._calls, self._seen = 0, 0  # within the running forward
 
     def uniform(self, purpose: int, *coordinates: Tensor) -> Tensor:
         """Uniform float64 numbers in (0, 1) for this step; `purpose` keeps streams apart."""
@@ -70,17 +71,23 @@ class Clock(nn.Module):
         return counter_uniform(self.seed, self.step, stream, *(c.to(device) for c in coordinates))
 
     def row_numbers(self, num_rows: int) -> Tensor:
-        """(N,) numbers of this forward's vectors within the whole batch of the step.
+        """(N,) numbers of this call's vectors, each its own within the whole batch of the step.
 
         Processes stand one after another, micro-batches of a process one after another within it;
-        all hold the same number of vectors.
+        all hold the same number of vectors. The levels of a residual, which call a shared
+        quantizer several times in one forward, count apart.
         """
-        start = self.rows + ranks.rank() * self.micro_batches * num_rows
+        start = self.rows + ranks.rank() * self.micro_batches * num_rows + (self._calls << 40)
         return start + torch.arange(num_rows, device=self.rows.device)
 
-    def count_rows(self, num_rows: int) -> None:
-        """Remember that a training forward has seen `num_rows` more vectors."""
-        self.rows += num_rows
+    def count_call(self, num_rows: int) -> None:
+        """Remember that a training forward has shown `num_rows` vectors to this quantizer."""
+        self._calls, self._seen = self._calls + 1, num_rows
+
+    def end_forward(self) -> None:
+        """Count the vectors of a finished training forward."""
+        self.rows += self._seen
+        self._calls, self._seen = 0, 0
 
     def advance(self) -> None:
         """Begin the next step."""

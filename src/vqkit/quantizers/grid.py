@@ -225,6 +225,8 @@ class GridQuantizer(nn.Module):
                 stack.enter_context(book.held())
             yield
         if self.training:
+            for leaf in self.quantizer.leaves():
+                leaf.clock.end_forward()
             self._set_stage(_COLLECTED)
             if self.auto_step:
                 # Joined at once: a foreign DDP copies rank 0's buffers before its next forward.

@@ -149,7 +149,7 @@ class VectorQuantizer(Quantizer):
                 for rule in self.rules:
                     assert isinstance(rule, UpdateRule)
                     rule.collect(assigned, self.codebook, self.clock)
-                self.clock.count_rows(z.shape[1])
+                self.clock.count_call(z.shape[1])
         z_q = self.estimator(z, assigned.z_q).transpose(0, 1)
         ids = assigned.ids.transpose(0, 1)
         return Quantized(

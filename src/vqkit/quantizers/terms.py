@@ -131,7 +131,8 @@ class BitEntropy(Term):
             for bit in range(1, log_p.shape[1]):
                 joint = (joint[:, :, None] + log_p[:, bit, None, :]).flatten(1)
             mean = _mean_over_all(joint.exp().mean(0))  # (2^D,)
-        return each - torch.special.entr(mean).sum()
+        # Clamped: the slope of p log p at p = 0 is infinite, and a code may be that far away.
+        return each + (mean * mean.clamp(min=1e-10).log()).sum()
 
 
 def _mean_over_all(local: Tensor) -> Tensor:

@@ -1,0 +1,180 @@
+"""Batches: random ones that are a pure function of (seed, step), or every image once in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vqkit.data.decoding import BrokenImageError
+from vqkit.data.image_set import ArrayImages, ImageSet
+from vqkit.data.workers import count_workers, ordered
+
+_ORDER, _DRAWS = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one size and where they come from."""
+
+    images: Tensor
+    """(b, C, H, W) uint8."""
+    keys: list[str]
+    """The name of each image."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    number: int
+    order: npt.NDArray[np.int64]
+    draws: npt.NDArray[np.float64]
+    """(items, 3) in [0, 1): row and column of the crop, and the flip, of each item."""
+
+
+class BatchStream:
+    """Shuffled batches without end, each a pure function of (image set, batch_size, seed, step).
+
+    An epoch visits every image `crops_per_image` times, in an order drawn from (seed, epoch); what
+    does not fill a last batch is left for other epochs. Crop and flip are drawn from (seed, epoch,
+    index). Rank r of `world_size` gets rows [r·b, (r+1)·b) of the global batch, b = batch_size /
+    world_size, so that the global batch is the same for any number of ranks. Nothing has to be
+    saved to resume: ask for the next step. The draws are raw words of NumPy's Philox, whose stream
+    is fixed over versions.
+
+    Args:
+        image_set: from `load_images`.
+        batch_size: images per step over all ranks together.
+        seed: 0 or more.
+        rank, world_size: this process and the number of processes.
+
+    Raises `ValueError` for a batch that the ranks cannot share or the set cannot fill.
+    """
+
+    def __init__(
+        self, image_set: ImageSet, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must not be negative; choose 0 or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: must lie in 0..world_size-1={world_size - 1}")
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"batch_size={batch_size}: must be a positive multiple of world_size={world_size}, "
+                "so that every process gets the same share; change it or the number of processes"
+            )
+        self.image_set = image_set
+        self.batch_size = batch_size
+        self.seed = seed
+        self._items = len(image_set) * image_set.config.crops_per_image
+        if self._items < batch_size:
+            raise ValueError(
+                f"batch_size={batch_size}: an epoch has only {self._items} images "
+                f"({len(image_set)} x data.crops_per_image={image_set.config.crops_per_image}); "
+                "lower optim.batch_size, give more images, or raise data.crops_per_image "
+                "(with data.crop=random)"
+            )
+        self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._epochs: dict[int, _Epoch] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches in one epoch; `epoch = step // batches_per_epoch`."""
+        return self._items // self.batch_size
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of global batch `step` (0, 1, …): batch_size/world_size images."""
+        if step < 0:
+            raise ValueError(f"step={step}: must not be negative; the first batch is step 0")
+        number, position = divmod(step, self.batches_per_epoch)
+        epoch = self._epoch(number)
+        start = position * self.batch_size
+        items = epoch.order[start : start + self.batch_size][self._share]
+        draws = epoch.draws[items]
+        indices = (items % len(self.image_set)).tolist()
+        images, keys = self.image_set.gather(indices, draws[:, :2])
+        if self.image_set.config.flip:
+            mirrored = torch.from_numpy(draws[:, 2] < 0.5)[:, None, None, None]
+            images = torch.where(mirrored, images.flip(-1), images)
+        return Batch(images, keys)
+
+    def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
+        """Yield batches `start_step`, `start_step` + 1, … without end, prepared ahead by threads.
+
+        A few batches wait at most. An error of a worker is raised here; close the generator (or let
+        it go) to stop its threads.
+        """
+        workers = 1 if self.image_set.in_memory else count_workers()
+        return ordered(self.batch, count(start_step), workers=workers, ahead=workers + 1)
+
+    def _epoch(self, number: int) -> _Epoch:
+        with self._lock:
+            epoch = self._epochs.get(number)
+            if epoch is None:
+                epoch = _draw_epoch(self.seed, number, self._items)
+                # At an epoch's end the threads ahead already work in the next one: keep two.
+                while len(self._epochs) >= 2:
+                    del self._epochs[min(self._epochs)]
+                self._epochs[number] = epoch
+            return epoch
+
+
+def iterate_once(image_set: ImageSet, batch_size: int) -> Iterator[Batch]:
+    """Yield every image once, in order, without random crop or flip; for evaluation.
+
+    A batch holds consecutive images of one size, at most `batch_size`; a change of size ends it.
+    With `on_broken="skip"` broken images are left out; if none is readable this is a `ValueError`.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+
+    if isinstance(image_set, ArrayImages):
+        for start in range(0, len(image_set), batch_size):
+            pixels = image_set.pixels[start : start + batch_size]
+            yield Batch(pixels, [image_set.name(start + i) for i in range(len(pixels))])
+        return
+
+    def readable(index: int) -> Tensor | None:
+        try:
+            return image_set.image(index)
+        except BrokenImageError as broken:
+            image_set.keep_or_fail(broken)
+            return None
+
+    workers = count_workers()
+    images: list[Tensor] = []
+    keys: list[str] = []
+    found = False
+    for index, image in enumerate(
+        ordered(readable, range(len(image_set)), workers=workers, ahead=4 * workers)
+    ):
+        if image is None:
+            continue
+        found = True
+        if images and (len(images) == batch_size or image.shape != images[0].shape):
+            yield Batch(torch.stack(images), keys)
+            images, keys = [], []
+        images.append(image)
+        keys.append(image_set.name(index))
+    if not found:
+        raise image_set.all_broken()
+    yield Batch(torch.stack(images), keys)
+
+
+def _draw_epoch(seed: int, number: int, items: int) -> _Epoch:
+    def words(purpose: int, amount: int) -> npt.NDArray[np.uint64]:
+        source = np.random.Philox(
+            key=np.array([seed, number], dtype=np.uint64),
+            counter=np.array([0, 0, 0, purpose], dtype=np.uint64),
+        )
+        return np.asarray(source.random_raw(amount), dtype=np.uint64)
+
+    order = np.argsort(words(_ORDER, items), kind="stable").astype(np.int64)
+    draws = (words(_DRAWS, 3 * items) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _Epoch(number, order, draws.reshape(items, 3))
