@@ -164,7 +164,7 @@ class GumbelLogits(_Stochastic):
     gradient reaches the codes; evaluation takes the largest logit without noise.
     """
 
-    score_copies = 3
+    score_copies = 4
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class GumbelLogits(_Stochastic):
             return Assigned(z, ids, take_codes(table, ids), batch, table, log_p)
         weights = self.relax(logits, clock)
         ids = weights.detach().argmax(-1)
-        z_q = hard_codes(weights, table[0], ids)[None]
+        z_q = hard_codes(weights.to(table.dtype), table[0], ids)[None]
         return Assigned(z, ids[None], z_q, batch, table, log_p)
 
     def summary(self) -> str:
@@ -234,12 +234,14 @@ class StochasticDistance(_Stochastic):
         log_p = self._log_p(z[0], table[0], precision)
         weights = self.relax(log_p[0], clock)
         ids = weights.detach().argmax(-1)
+        weights = weights.to(table.dtype)
         z_q = weights @ table[0] if self.relaxed else hard_codes(weights, table[0], ids)
         return Assigned(z, ids[None], z_q[None], batch, table, log_p, precision)
 
     @staticmethod
     def _log_p(z: Tensor, codes: Tensor, precision: Tensor) -> Tensor:
         # ‖z‖² is the same for all codes of a row and cancels in the softmax.
+        z, codes = z.float(), codes.float()
         scores = z @ codes.T - 0.5 * codes.square().sum(-1)
         return (precision * scores).log_softmax(-1)[None]
 

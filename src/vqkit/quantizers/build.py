@@ -11,6 +11,8 @@ from vqkit.config import QuantizerConfig
 from .grid import GridQuantizer
 from .presets import PRESETS
 
+_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
 
 def build(
     config: QuantizerConfig, presets: Mapping[str, Callable[..., GridQuantizer]] | None = None
@@ -24,15 +26,21 @@ def build(
     Raises:
         ValueError: unknown preset or argument (the nearest name is suggested), or a bad value.
     """
-    known = {**PRESETS, **(presets or {})}
+    own = presets or {}
+    taken = sorted(PRESETS.keys() & own.keys())
+    if taken:
+        raise ValueError(f"presets={taken}: these names are vqkit's own; choose others")
+    known = {**PRESETS, **own}
     if config.preset not in known:
         raise ValueError(f"quantizer.preset={config.preset!r}: {_unknown(config.preset, known)}")
     preset = known[config.preset]
     parameters = inspect.signature(preset).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in config.args:
-        if name not in parameters:
+        if name not in parameters and not takes_any:
             raise ValueError(f"quantizer.args.{name}: {_unknown(name, parameters)}")
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in config.args]
+    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in _VARIADIC]
+    missing = [name for name in required if name not in config.args]
     if missing:
         raise ValueError(f"quantizer.args: {config.preset} also needs {', '.join(missing)}")
     return preset(**config.args)

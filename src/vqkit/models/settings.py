@@ -1,0 +1,143 @@
+"""What a tokenizer is made of, as plain values that fit into `config.json`.
+
+Tensors among the arguments of a preset (pretrained features, say) become buffers of the quantizer,
+so the weights file holds their values. The configuration keeps only their shape and type, as
+`{"tensor": {"shape": [...], "dtype": "float32"}}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqkit.config import NetworkConfig, QuantizerConfig, from_dict, require, to_dict
+from vqkit.quantizers import PRESETS, GridQuantizer, build
+
+Presets = Mapping[str, Callable[..., GridQuantizer]]
+"""Preset functions of the user, by name: `{"mine": my_preset}`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """Everything needed to build an `ImageTokenizer`: its networks and its quantizer.
+
+    `vqkit.config.from_dict` builds it from plain values, as they stand in a file.
+    """
+
+    quantizer: QuantizerConfig
+    """The preset and its arguments."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Encoder and decoder."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("quantizer", QuantizerConfig), ("network", NetworkConfig)):
+            value = getattr(self, name)
+            require(isinstance(value, kind), f"{name}={value!r}", f"expected a {kind.__name__}")
+
+
+def build_quantizer(config: QuantizerConfig, presets: Presets | None = None) -> GridQuantizer:
+    """Call the preset named in `config`: one of `presets`, or else one of vqkit.
+
+    A name that vqkit itself uses, an unknown name and arguments that do not fit are `ValueError`s.
+    """
+    taken = sorted(set(presets or {}) & set(PRESETS))
+    require(not taken, f"presets={taken}", "vqkit has presets of these names; choose others")
+    require(isinstance(config.preset, str), f"preset={config.preset!r}", "expected a name")
+    return build(config, presets)
+
+
+def config_values(config: TokenizerConfig) -> dict[str, Any]:
+    """Return the configuration as JSON values; tensors are replaced by their shape and type."""
+    return {
+        "network": to_dict(config.network),
+        "quantizer": {
+            "preset": config.quantizer.preset,
+            "args": without_tensors(config.quantizer.args),
+        },
+    }
+
+
+def config_from_values(values: Any) -> TokenizerConfig:
+    """Read what `config_values` wrote; anything else is a `ValueError`."""
+    require(isinstance(values, dict), f"tokenizer={values!r}", "expected its settings, an object")
+    config: TokenizerConfig = from_dict(TokenizerConfig, values, "tokenizer.")
+    args = config.quantizer.args
+    require(isinstance(args, dict), f"tokenizer.quantizer.args={args!r}", "expected an object")
+    return config
+
+
+def describe_tensors(config: TokenizerConfig) -> TokenizerConfig:
+    """Copy `config` with every tensor replaced by its shape and type."""
+    args = without_tensors(config.quantizer.args)
+    return replace(config, quantizer=replace(config.quantizer, args=args))
+
+
+def zero_tensors(config: TokenizerConfig) -> TokenizerConfig:
+    """Copy `config` with zeros wherever only a shape and a type are left, lists as tuples.
+
+    For a model whose `load_state_dict` follows: the zeros are buffers that it fills.
+    """
+    args = {name: _with_zeros(value) for name, value in config.quantizer.args.items()}
+    return replace(config, quantizer=replace(config.quantizer, args=args))
+
+
+def refuse_descriptions(config: TokenizerConfig) -> None:
+    """Raise `ValueError` if an argument is only the shape of a tensor, without its values."""
+    for name, value in config.quantizer.args.items():
+        require(
+            not _holds_description(value),
+            f"quantizer.args.{name}",
+            "only the shape of a tensor is known; give the tensor, or load the model with "
+            "from_pretrained",
+        )
+
+
+def without_tensors(value: Any) -> Any:
+    """Copy nested dicts, lists and tuples, replacing every tensor by its shape and type."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"tensor": {"shape": list(value.shape), "dtype": dtype}}
+    if isinstance(value, dict):
+        return {key: without_tensors(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_tensors(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(without_tensors(item) for item in value)
+    return value
+
+
+def _is_description(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and set(value) == {"tensor"} and isinstance(value["tensor"], dict)
+    )
+
+
+def _holds_description(value: Any) -> bool:
+    if _is_description(value):
+        return True
+    if isinstance(value, dict):
+        return any(map(_holds_description, value.values()))
+    return isinstance(value, list | tuple) and any(map(_holds_description, value))
+
+
+def _with_zeros(value: Any) -> Any:
+    if _is_description(value):
+        shape, dtype = value["tensor"].get("shape"), value["tensor"].get("dtype")
+        kind = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+        require(
+            isinstance(kind, torch.dtype)
+            and isinstance(shape, list | tuple)
+            and all(isinstance(size, int) and size >= 0 for size in shape),
+            f"tensor={value['tensor']!r}",
+            "expected a shape and a dtype of torch, such as [16, 8] and 'float32'",
+        )
+        return torch.zeros(tuple(shape), dtype=kind)
+    if isinstance(value, dict):
+        return {key: _with_zeros(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_with_zeros(item) for item in value)
+    return value

@@ -1,0 +1,410 @@
+"""Metrics against hand-computed numbers, naive loops and the libraries that people know."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from PIL import Image
+
+from vqkit.metrics import (
+    DEFAULT,
+    CodeUsage,
+    LosslessRate,
+    Protocol,
+    ReconstructionScores,
+    counts,
+    find_protocol,
+    mean_absolute_error,
+    mean_squared_error,
+    png_bytes,
+    psnr,
+    ssim,
+    to_bytes,
+    uniform_usage,
+)
+
+CHANGED = {
+    "name": "mine",
+    "rounding": "truncate",
+    "psnr_cap": 60.0,
+    "ssim_window": 7,
+    "ssim_sigma": 1.0,
+    "ssim_range": 2.0,
+    "reference": "abc",
+    "num_images": 3,
+}
+ONLY_ONE_CHOICE = {"pixel_range", "colour", "crop", "average", "ssim_region"}
+
+
+def pictures(*shape, seed=0, noise=12):
+    """Smooth uint8 images and a noisy copy, so that SSIM is neither 0 nor 1."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(*shape[:2], 5, 7, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, shape[2:], mode="bilinear")
+    originals = (smooth * 255).round()
+    noisy = originals + noise * torch.randn(originals.shape, generator=generator)
+    return noisy.clamp(0, 255).to(torch.uint8), originals.to(torch.uint8)
+
+
+# Protocol
+
+
+def test_protocol_id_is_stable():
+    # Published numbers carry this id: if it changes, the measurement must have changed.
+    assert DEFAULT.id == "vqkit-default-1:440551aa"
+    assert Protocol().id == DEFAULT.id
+
+
+def test_every_field_changes_the_protocol_id():
+    assert CHANGED.keys() | ONLY_ONE_CHOICE == {field.name for field in fields(Protocol)}
+    ids = {replace(DEFAULT, **{name: value}).id for name, value in CHANGED.items()}
+    assert len(ids | {DEFAULT.id}) == len(CHANGED) + 1
+    assert replace(DEFAULT, name="mine").id.startswith("mine:")
+    assert DEFAULT.on("abc", 3).id == replace(DEFAULT, reference="abc", num_images=3).id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: "other"} for name in sorted(ONLY_ONE_CHOICE)),
+        {"rounding": "up"},
+        {"name": ""},
+        {"ssim_window": 10},
+        {"ssim_window": -1},
+        {"ssim_sigma": 0},
+        {"psnr_cap": -1.0},
+    ],
+)
+def test_protocol_refuses(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"protocol\.{name}="):
+        Protocol(**change)
+
+
+def test_find_protocol_names_the_nearest():
+    assert find_protocol("vqkit-default-1") is DEFAULT
+    with pytest.raises(ValueError, match="did you mean 'vqkit-default-1'"):
+        find_protocol("vqkit-defualt")
+
+
+# Pixels
+
+
+def test_to_bytes_rounds_or_truncates_and_clamps():
+    # (x + 1) * 127.5: 0 -> 127.5 (half to even), 0.5 -> 191.25, 0.99 -> 253.725
+    images = torch.tensor([-3.0, -1.0, 0.0, 0.5, 0.99, 1.0, 3.0])
+    assert to_bytes(images).tolist() == [0, 0, 128, 191, 254, 255, 255]
+    assert to_bytes(images, "truncate").tolist() == [0, 0, 127, 191, 253, 255, 255]
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_bytes(every), every)
+    assert torch.equal(to_bytes(every.float() / 127.5 - 1), every)
+    with pytest.raises(ValueError, match="dtype"):
+        to_bytes(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="diverged"):
+        to_bytes(torch.tensor([0.5, math.nan]))
+
+
+# Quality of one image
+
+
+def test_errors_by_hand():
+    originals = torch.zeros(2, 1, 1, 4, dtype=torch.uint8)
+    images = originals.clone()
+    images[0, 0, 0, 0] = 51  # 51/255 = 0.2 in one of four pixels
+    images[1] = 255
+    assert mean_absolute_error(images, originals).tolist() == pytest.approx([0.05, 1.0])
+    assert mean_squared_error(images, originals).tolist() == pytest.approx([0.01, 1.0])
+    assert psnr(images, originals).tolist() == pytest.approx([20.0, 0.0])
+    assert psnr(originals, originals).tolist() == [math.inf, math.inf]
+
+
+def naive_ssim(x, y, window=11, sigma=1.5):
+    """One grey image, straight from the definition, window by window."""
+    grid = torch.arange(window, dtype=torch.float64) - window // 2
+    weights = torch.exp(-(grid[:, None] ** 2 + grid[None] ** 2) / (2 * sigma**2))
+    weights /= weights.sum()
+    values = []
+    for top in range(x.shape[0] - window + 1):
+        for left in range(x.shape[1] - window + 1):
+            a, b = (z[top : top + window, left : left + window] for z in (x, y))
+            ma, mb = (weights * a).sum(), (weights * b).sum()
+            va, vb = (weights * (a - ma) ** 2).sum(), (weights * (b - mb) ** 2).sum()
+            cov = (weights * (a - ma) * (b - mb)).sum()
+            top_part = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4)
+            values.append(top_part / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)))
+    return float(torch.stack(values).mean())
+
+
+def test_ssim_is_its_definition():
+    images, originals = pictures(2, 3, 13, 15)
+    expected = [
+        sum(naive_ssim(a / 255, b / 255) for a, b in zip(x, y, strict=True)) / 3
+        for x, y in zip(images.double(), originals.double(), strict=True)
+    ]
+    found = ssim(images, originals)
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    assert 0.1 < found.min() < found.max() < 0.99
+
+
+def test_ssim_by_hand():
+    # Two constant images: no structure, so only luminance (2ab + c) / (a² + b² + c), c = 1e-4.
+    white = torch.full((1, 1, 11, 11), 255, dtype=torch.uint8)
+    assert ssim(white, 0 * white).item() == pytest.approx(1e-4 / (1 + 1e-4), rel=1e-9)
+    assert ssim(white, white).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_quality_agrees_with_scikit_image(channels):
+    metrics = pytest.importorskip("skimage.metrics")
+    images, originals = pictures(4, channels, 32, 37)
+    for index, (x, y) in enumerate(zip(images.numpy() / 255, originals.numpy() / 255, strict=True)):
+        _, full = metrics.structural_similarity(
+            x, y, data_range=1, channel_axis=0, gaussian_weights=True, sigma=1.5, full=True,
+            use_sample_covariance=False,
+        )  # fmt: skip
+        valid = full[:, 5:-5, 5:-5].mean()
+        assert ssim(images, originals)[index].item() == pytest.approx(valid, abs=1e-9)
+        expected = metrics.peak_signal_noise_ratio(y, x, data_range=1)
+        assert psnr(images, originals)[index].item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ssim_agrees_with_torchmetrics(channels):
+    image = pytest.importorskip("torchmetrics.functional.image")
+    images, originals = pictures(3, channels, 30, 41)
+    found = ssim(images, originals)
+    for index in range(3):
+        x, y = (side[index : index + 1].double() / 255 for side in (images, originals))
+        _, full = image.structural_similarity_index_measure(
+            x, y, data_range=1.0, gaussian_kernel=True, sigma=1.5, return_full_image=True
+        )
+        # Its mean also takes windows over a reflected border; the full map is cut to the inside.
+        assert found[index].item() == pytest.approx(full[..., 5:-5, 5:-5].mean().item(), abs=1e-6)
+        decibels = image.peak_signal_noise_ratio(x, y, data_range=1.0).item()
+        assert psnr(images, originals)[index].item() == pytest.approx(decibels, abs=1e-5)
+
+
+def test_quality_refuses():
+    images = torch.zeros(1, 1, 12, 12)
+    with pytest.raises(ValueError, match=r"\[0, 1\].*to_bytes"):
+        psnr(images - 1, images)
+    with pytest.raises(ValueError, match="shape"):
+        psnr(images, images[:, :, 1:])
+    with pytest.raises(ValueError, match="dtype"):
+        psnr(images.long(), images)
+    with pytest.raises(ValueError, match="at least 11"):
+        ssim(images[..., :10], images[..., :10])
+
+
+# Means over a set
+
+
+def test_mean_is_per_image_not_pooled():
+    originals = torch.zeros(2, 1, 12, 12, dtype=torch.uint8)
+    images = originals.clone()
+    images[0] += 51  # 0.2² = 0.04 -> 13.979 dB
+    images[1] += 255  # 1 -> 0 dB
+    scores = ReconstructionScores()
+    scores.update(images, originals)
+    assert scores.mean("psnr") == pytest.approx(-10 * math.log10(0.04) / 2)
+    assert scores.mean("psnr") != pytest.approx(-10 * math.log10((0.04 + 1) / 2), abs=1)
+    assert scores.mean("l1") == pytest.approx(0.6)
+    assert scores.mean("l2") == pytest.approx(0.52)
+
+
+def test_an_image_weighs_the_same_whatever_its_size_and_batch():
+    big, big_originals = pictures(3, 3, 24, 24)
+    small, small_originals = pictures(2, 3, 12, 16, seed=1)
+    together, alone = ReconstructionScores(), ReconstructionScores()
+    together.update(big, big_originals)
+    together.update(small, small_originals)
+    for x, y in (*zip(big, big_originals, strict=True), *zip(small, small_originals, strict=True)):
+        alone.update(x[None], y[None])
+    for name, function in (("psnr", psnr), ("ssim", ssim), ("l2", mean_squared_error)):
+        values = torch.cat([function(big, big_originals), function(small, small_originals)])
+        assert together.mean(name) == pytest.approx(values.mean().item(), rel=1e-12)
+        assert alone.mean(name) == pytest.approx(together.mean(name), rel=1e-12)
+    assert together.num_images == 5
+    assert together.num_pixels == 3 * 24 * 24 + 2 * 12 * 16
+
+
+def test_exact_images_are_capped_and_counted():
+    images, originals = pictures(3, 1, 16, 16)
+    images[0] = originals[0]
+    scores = ReconstructionScores()
+    scores.update(images, originals)
+    rest = psnr(images, originals)[1:].sum().item()
+    assert scores.mean("psnr") == pytest.approx((100 + rest) / 3)
+    assert scores.num_exact == 1
+
+
+def test_images_below_the_window_are_left_out_of_ssim_only():
+    images, originals = pictures(2, 1, 16, 16)
+    scores = ReconstructionScores()
+    scores.update(images[..., :10, :], originals[..., :10, :])
+    assert scores.mean("ssim") is None
+    scores.update(images, originals)
+    assert scores.count("ssim") == 2
+    assert scores.count("psnr") == 4
+    assert scores.mean("ssim") == pytest.approx(ssim(images, originals).mean().item())
+
+
+def test_scores_follow_their_protocol():
+    originals = torch.full((1, 1, 12, 12), 127, dtype=torch.uint8)
+    floats = torch.zeros(1, 1, 12, 12)  # 127.5: rounds to 128, truncates to 127
+    for rounding, exact in (("round", 0), ("truncate", 1)):
+        scores = ReconstructionScores(replace(DEFAULT, rounding=rounding, psnr_cap=50.0))
+        scores.update(floats, originals)
+        assert scores.num_exact == exact
+    assert scores.mean("psnr") == 50.0
+    with pytest.raises(ValueError, match="uint8"):
+        scores.update(floats, floats)
+
+
+# Usage
+
+
+def test_usage_by_hand():
+    # Slots 0 and 2 share a codebook of 4 codes, slot 1 has 2 codes of its own.
+    ids = torch.tensor([[0, 1, 0], [0, 1, 1], [0, 1, 0], [0, 1, 1]])
+    usage = CodeUsage((4, 2, 4), ((0, 2), (1,)))
+    usage.update(ids[:3])
+    usage.update(ids[3:])
+    shared, own = usage.by_book()
+    assert (usage.num_positions, usage.num_tokens) == (4, 12)
+    assert (shared.num_tokens, shared.num_used, shared.usage, shared.ceiling) == (8, 2, 0.5, 1.0)
+    # Code 0 six of eight times: H = -(3/4 log2 3/4 + 1/4 log2 1/4)
+    assert shared.entropy == pytest.approx(0.8112781245)
+    assert shared.perplexity == pytest.approx(math.exp(0.8112781245 * math.log(2)))
+    assert (own.num_tokens, own.num_used, own.usage, own.entropy) == (4, 1, 0.5, 0.0)
+    assert [slot.entropy for slot in usage.by_slot()] == pytest.approx([0, 0, 1])
+    assert [slot.slots for slot in usage.by_slot()] == [(0,), (1,), (2,)]
+
+
+@pytest.mark.parametrize("limit", [0, 2**22])
+def test_usage_agrees_with_a_counter(monkeypatch, limit):
+    monkeypatch.setattr(counts, "DENSE_LIMIT", limit)
+    ids = torch.randint(0, 37, (5, 4, 4, 6), generator=torch.Generator().manual_seed(0)) ** 2 // 37
+    usage = CodeUsage((37,) * 6, ((0, 5, 2), (1,), (3, 4)))
+    for part in ids:
+        usage.update(part)
+    for found in (*usage.by_book(), *usage.by_slot()):
+        expected = Counter(ids[..., list(found.slots)].flatten().tolist())
+        total = sum(expected.values())
+        entropy = -sum(n / total * math.log2(n / total) for n in expected.values())
+        assert (found.num_tokens, found.num_used) == (total, len(expected))
+        assert found.entropy == pytest.approx(entropy)
+
+
+def test_usage_of_a_huge_lattice_needs_no_table():
+    usage = CodeUsage((2**40, 2**40), ((0, 1),))
+    usage.update(torch.tensor([[2**40 - 1, 5], [7, 5]]))
+    (book,) = usage.by_book()
+    assert (book.num_used, book.num_tokens, book.ceiling) == (3, 4, 4 / 2**40)
+    assert book.entropy == pytest.approx(1.5)
+    assert book.uniform_usage == pytest.approx(4 / 2**40)
+
+
+def test_ceilings_by_simulation():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(0, 50, (4000, 80), generator=generator)
+    seen = torch.stack([row.unique().numel() / torch.tensor(50.0) for row in draws])
+    # Standard error of the mean is about 0.0006.
+    assert uniform_usage(50, 80) == pytest.approx(seen.mean().item(), abs=0.003)
+    assert uniform_usage(50, 0) == 0
+    assert uniform_usage(1, 1) == 1
+    few = CodeUsage((50,), ((0,),))
+    few.update(draws[0, :20, None])
+    assert few.by_book()[0].ceiling == 0.4
+    assert few.by_book()[0].usage <= 0.4
+
+
+def test_usage_of_nothing_is_zero():
+    usage = CodeUsage((8,), ((0,),))
+    usage.update(torch.zeros(0, 4, 4, 1, dtype=torch.int64))
+    (book,) = usage.by_book()
+    assert (book.num_tokens, book.usage, book.entropy) == (0, 0.0, 0.0)
+
+
+def test_usage_refuses():
+    usage = CodeUsage((8, 4), ((0,), (1,)))
+    for bad in (torch.tensor([[0, 4]]), torch.tensor([[-1, 0]])):
+        with pytest.raises(ValueError, match="outside"):
+            usage.update(bad)
+    for bad in (torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1]], dtype=torch.int32)):
+        with pytest.raises(ValueError, match="ids of shape"):
+            usage.update(bad)
+    assert usage.num_tokens == 0
+    for books in (((0,),), ((0, 1), (1,)), ((0, 2),), ((0, 1),)):
+        with pytest.raises(ValueError, match="books="):
+            CodeUsage((8, 4), books)
+
+
+# Rate
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossless_rate_is_that_of_the_files(channels):
+    images, _ = pictures(5, channels, 20, 24)
+    bits = 0
+    for image in images:
+        buffer = io.BytesIO()
+        array = image[0] if channels == 1 else image.permute(1, 2, 0)
+        Image.fromarray(array.numpy()).save(buffer, "PNG", optimize=True)
+        bits += 8 * len(buffer.getvalue())
+        assert torch.equal(torch.tensor(list(Image.open(buffer).tobytes())), array.flatten().long())
+    rate = LosslessRate.of([images[:2], images[2:], images[:0]])
+    assert rate.num_images == 5
+    assert rate.png == pytest.approx(bits / (5 * 20 * 24))
+    assert rate.raw == 8 * channels
+
+
+def test_lossless_rate_refuses():
+    with pytest.raises(ValueError, match="uint8"):
+        png_bytes(torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match="none"):
+        _ = LosslessRate().png
+
+
+# Several processes
+
+
+def reduce_everything(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    images, originals = pictures(5, 1, 16, 16)
+    ids = torch.randint(0, 9, (5, 4, 4, 3), generator=torch.Generator().manual_seed(1))
+    counts.DENSE_LIMIT = 20  # the shared book of two slots is beyond, the single slot is not
+    everything = []
+    for chosen in (slice(None), slice(0, 3) if rank == 0 else slice(3, 5)):
+        scores, usage, rate = (
+            ReconstructionScores(),
+            CodeUsage((9,) * 3, ((0, 2, 1),)),
+            LosslessRate(),
+        )
+        small = CodeUsage((9,), ((0,),))
+        scores.update(images[chosen], originals[chosen])
+        usage.update(ids[chosen])
+        small.update(ids[chosen][..., :1])
+        rate.update(originals[chosen])
+        everything.append((scores, usage, small, rate))
+    whole, share = everything[0], [one.reduce() for one in everything[1]]
+    assert share[0].mean("psnr") == pytest.approx(whole[0].mean("psnr"), rel=1e-12)
+    assert share[0].num_images == 5
+    assert everything[1][0].num_images == (3 if rank == 0 else 2)
+    assert share[1].by_book() == whole[1].by_book()
+    assert share[1].by_slot() == whole[1].by_slot()
+    assert share[2].by_book() == whole[2].by_book()
+    assert share[1].num_tokens == whole[1].num_tokens
+    assert share[3].png == whole[3].png
+    torch.distributed.destroy_process_group()
+
+
+def test_shares_of_two_processes_add_up(tmp_path):
+    torch.multiprocessing.spawn(reduce_everything, args=(tmp_path,), nprocs=2)
