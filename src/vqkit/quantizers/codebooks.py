@@ -275,12 +275,12 @@ def uniform_codes(num_codes: int, dim: int, groups: int = 1) -> Tensor:
     return torch.empty(groups, num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes)
 
 
-def normal_codes(num_codes: int, dim: int, groups: int = 1, *, std: float = 1.0) -> Tensor:
-    """Draw (G, K, D) codes from N(0, std²)."""
+def normal_codes(num_codes: int, dim: int, groups: int = 1) -> Tensor:
+    """Draw (G, K, D) codes from N(0, 1)."""
     check_count("num_codes", num_codes)
     check_count("dim", dim)
     check_count("num_segments", groups)
-    return torch.randn(groups, num_codes, dim) * std
+    return torch.randn(groups, num_codes, dim)
 
 
 def as_levels(levels: Sequence[int]) -> tuple[int, ...]:

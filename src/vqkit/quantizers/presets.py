@@ -263,7 +263,7 @@ def simvq(
     in_channels: int | None = None,
 ) -> GridQuantizer:
     """SimVQ: frozen random codes behind one trained linear layer (arXiv:2411.02038)."""
-    features = normal_codes(num_codes, dim, std=dim**-0.5)[0]
+    features = normal_codes(num_codes, dim)[0] * dim**-0.5
     book = ProjectedCodebook(features, nn.Linear(dim, dim, bias=bias), dim)
     quantizer = VectorQuantizer(book, Nearest(metric), terms=_paid(codebook, commitment))
     return GridQuantizer(quantizer, in_channels=in_channels)
