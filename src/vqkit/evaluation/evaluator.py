@@ -1,0 +1,228 @@
+"""Runs a tokenizer over a whole image set and measures what comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from vqkit.data import ImageSet, iterate_once
+from vqkit.evaluation.result import Evaluation, Metric
+from vqkit.evaluation.share import Share
+from vqkit.metrics import DEFAULT, CodeUsage, LosslessRate, Protocol, ReconstructionScores
+from vqkit.models import ImageTokenizer
+from vqkit.quantizers.ranks import world_size
+from vqkit.training.machine import describe_machine
+
+
+@dataclass(kw_only=True)
+class _Sums:
+    """All that is kept of the images seen so far."""
+
+    scores: ReconstructionScores
+    usage: CodeUsage
+    lossless: LosslessRate
+    tokenizer_seconds: float = 0.0
+    size: tuple[int, int] = (0, 0)
+    """(height, width) of the first image."""
+
+    def reduce(self) -> _Sums:
+        """Return the sums of all processes; the clock and the first size stay one's own."""
+        return replace(
+            self,
+            scores=self.scores.reduce(),
+            usage=self.usage.reduce(),
+            lossless=self.lossless.reduce(),
+        )
+
+
+def evaluate(
+    tokenizer: ImageTokenizer,
+    image_set: ImageSet,
+    *,
+    batch_size: int = 64,
+    name: str = "tokenizer",
+    protocol: Protocol = DEFAULT,
+    lossless: LosslessRate | None = None,
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure a tokenizer on every image of a set; its mode and state stay as they are.
+
+    Quality is that of `decode(encode(image))` at the image's own size. Memory does not grow with
+    the number of images.
+
+    Args:
+        tokenizer: the model, on any device.
+        image_set: from `load_images`; images of different sizes are fine.
+        batch_size: images of one size that go through the model together.
+        name: names the run in tables.
+        protocol: how quality is measured; the set's fingerprint is added to it.
+        lossless: `evaluation.lossless` of an earlier evaluation on this very set, to save the time
+            that PNG files take.
+        share: (rank, number of processes): measure one part of the set. All processes call this
+            together and get the result of the whole set; needs `torch.distributed`.
+        progress: called after every batch with (images done, images in this share).
+
+    Raises:
+        ValueError: an empty set, images that the model does not take, a reconstruction that is not
+            finite, or a lossless rate of other images.
+    """
+    began = time.perf_counter()
+    part = Share.of(image_set, share)
+    _check(image_set, share)
+    with torch.no_grad(), evaluating(tokenizer):
+        sums = _measure(tokenizer, part, batch_size, protocol, lossless is None, progress)
+    if share[1] > 1:
+        sums = sums.reduce()
+    sums.lossless = lossless or sums.lossless
+    _check_lossless(sums)
+    facts = describe_machine(_device(tokenizer), share[1])
+    found = _result(
+        name, tokenizer, sums, protocol.on(image_set.fingerprint(), sums.scores.num_images)
+    )
+    return replace(found, machine=facts, seconds=time.perf_counter() - began)
+
+
+def _result(name: str, tokenizer: ImageTokenizer, sums: _Sums, protocol: Protocol) -> Evaluation:
+    quantizer = tokenizer.quantizer
+    description = tokenizer.describe(image_size=sums.size)
+    return Evaluation(
+        name=name,
+        metrics=_metrics(sums, protocol.id, quantizer.bits_per_position, quantizer.side_bits),
+        protocol=protocol,
+        books=sums.usage.by_book(),
+        slots=sums.usage.by_slot(),
+        slot_names=tuple(slot.name for slot in quantizer.slots),
+        num_pixels=sums.scores.num_pixels,
+        num_exact=sums.scores.num_exact,
+        codebook_floats=description.quantizer.codebook_floats,
+        tokenizer=description.to_dict(),
+        tokenizer_seconds=sums.tokenizer_seconds,
+        lossless=sums.lossless,
+    )
+
+
+def _measure(
+    tokenizer: ImageTokenizer,
+    images: ImageSet,
+    batch_size: int,
+    protocol: Protocol,
+    with_lossless: bool,
+    progress: Callable[[int, int], None] | None,
+) -> _Sums:
+    quantizer, device = tokenizer.quantizer, _device(tokenizer)
+    sums = _Sums(
+        scores=ReconstructionScores(protocol),
+        usage=CodeUsage([slot.num_codes for slot in quantizer.slots], quantizer.books),
+        lossless=LosslessRate(),
+    )
+    for batch in iterate_once(images, batch_size):
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        sums.size = size if sums.size == (0, 0) else sums.size
+        originals = batch.images.to(device)
+        start = _now(device)
+        ids = tokenizer.encode(originals)
+        rebuilt = tokenizer.decode(ids, size=size)
+        sums.tokenizer_seconds += _now(device) - start
+        sums.usage.update(ids)
+        sums.scores.update(rebuilt, originals)
+        if with_lossless:
+            sums.lossless.update(batch.images)
+        if progress is not None:
+            progress(sums.scores.num_images, len(images))
+    return sums
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode within the block, then each part back into its own."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        # Parents come before their children, so a frozen child is set last. Through `train`, not
+        # the attribute: quantizers drop cached tables there.
+        for part, training in modes:
+            if part.training != training:
+                part.train(training)
+
+
+def _device(tokenizer: ImageTokenizer) -> torch.device:
+    return next(tokenizer.parameters()).device
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _check(image_set: ImageSet, share: tuple[int, int]) -> None:
+    if not len(image_set):
+        raise ValueError("image_set: holds no image; check data.path and data.limit")
+    processes = world_size()
+    if share[1] not in (1, processes):
+        raise ValueError(
+            f"share={share}: there are {processes} processes; give (rank, {processes}), or (0, 1) "
+            "to measure the whole set in each"
+        )
+    if share[1] > len(image_set):
+        raise ValueError(
+            f"share={share}: {len(image_set)} images for {share[1]} processes leave some without; "
+            "measure the whole set in one"
+        )
+
+
+def _check_lossless(sums: _Sums) -> None:
+    measured = (sums.lossless.num_images, sums.lossless.num_pixels)
+    seen = (sums.scores.num_images, sums.scores.num_pixels)
+    if measured != seen:
+        raise ValueError(
+            f"lossless: measured on {measured[0]} images of {measured[1]} pixels, but this set has "
+            f"{seen[0]} of {seen[1]}; leave it out to measure it again"
+        )
+
+
+def _metrics(
+    sums: _Sums, protocol: str, bits_per_position: float, side_bits: float
+) -> tuple[Metric, ...]:
+    """Turn the sums into rows; usage and perplexity are means over codebooks."""
+    scores, usage, lossless = sums.scores, sums.usage, sums.lossless
+    books = usage.by_book()
+    entropy = sum(slot.entropy for slot in usage.by_slot()) + side_bits
+    positions = usage.num_positions / scores.num_pixels
+    rows: list[tuple[str, float | None, str]] = [
+        ("psnr", scores.mean("psnr"), "dB"),
+        ("ssim", scores.mean("ssim"), ""),
+        ("l1", scores.mean("l1"), ""),
+        ("l2", scores.mean("l2"), ""),
+        ("perplexity", _mean([book.perplexity for book in books]), "codes"),
+        ("usage", _mean([book.usage for book in books]), "share of codes"),
+        ("usage_ceiling", _mean([book.ceiling for book in books]), "share of codes"),
+        ("usage_uniform", _mean([book.uniform_usage for book in books]), "share of codes"),
+        ("rate", bits_per_position * positions, "bits per pixel"),
+        ("entropy_rate", entropy * positions, "bits per pixel"),
+        ("png_rate", lossless.png, "bits per pixel"),
+        ("raw_rate", lossless.raw, "bits per pixel"),
+    ]
+    return tuple(
+        Metric(
+            name=name,
+            value=value,
+            unit=unit,
+            protocol=protocol,
+            num_images=scores.count("ssim") if name == "ssim" else scores.num_images,
+            num_tokens=usage.num_tokens,
+        )
+        for name, value, unit in rows
+    )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
