@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqkit.search import Metric, nearest_with_scores, sample_softmax_rows, softmax_row_log_weights
+from vqkit.search import (
+    Metric,
+    choose_by_weight,
+    nearest_with_scores,
+    sample_softmax_rows,
+    softmax_row_log_weights,
+)
 
 from . import ranks
 from .clock import Clock
@@ -196,13 +202,9 @@ class WeightedDraws(AnchorSource):
         groups, num_codes, _ = self.codes.shape
         index = torch.arange(groups * num_codes, device=self.codes.device)
         uniform = clock.uniform(ANCHOR_DRAW, index).view(groups, num_codes)
-        local_logs = softmax_row_log_weights(self.rows, self.codes, self.metric)
-        logs = ranks.gather_over_ranks(local_logs.double())
-        ends = (logs - logs.logsumexp(0)).exp().cumsum(0)  # (R, G, K) shares up to each process
-        winner = (uniform >= ends).sum(0).clamp(max=len(ends) - 1)
-        start = torch.cat([torch.zeros_like(ends[:1]), ends]).gather(0, winner[None])[0]
-        width = ends.gather(0, winner[None])[0] - start
-        within = ((uniform - start) / width.clamp(min=1e-300)).clamp(0, 1 - 2**-53)
+        local = softmax_row_log_weights(self.rows, self.codes, self.metric)
+        shares = ranks.gather_over_ranks(local).permute(1, 2, 0)  # (G, K, R)
+        winner, within = choose_by_weight(shares, uniform)
         rows = sample_softmax_rows(self.rows, self.codes, within, self.metric)
         self._take_from(winner, take_rows(self.rows, rows))
         self.rows = self.rows[:, :0].clone()

@@ -39,7 +39,9 @@ def build(
     for name in config.args:
         if name not in parameters and not takes_any:
             raise ValueError(f"quantizer.args.{name}: {_unknown(name, parameters)}")
-    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in _VARIADIC]
+    required = [
+        n for n, p in parameters.items() if p.default is p.empty and p.kind not in _VARIADIC
+    ]
     missing = [name for name in required if name not in config.args]
     if missing:
         raise ValueError(f"quantizer.args: {config.preset} also needs {', '.join(missing)}")

@@ -1,0 +1,150 @@
+"""Everything that needs a CUDA device, in one command: checks, step times, trainings.
+
+    python benchmarks/on_cuda.py --data DATA --out OUT [--minutes 20] [--at_once 8]
+
+1. Every preset on the device against the CPU: same ids but for near ties, `lookup` equal to `z_q`
+   bit for bit, bf16 autocast, a state saved and continued bit for bit.
+2. Milliseconds of a training step of every preset at MNIST's sizes, median of 30.
+3. LooC's and its rivals' recipes on DATA/mnist, several at a time, until the minutes are over; a
+   second call goes on where they stopped.
+
+Writes OUT/on_cuda.json and the runs below OUT/runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from vqkit.config import NetworkConfig, QuantizerConfig
+from vqkit.models import ImageTokenizer, TokenizerConfig
+from vqkit.quantizers import PRESETS
+from vqkit.quantizers.methods import example
+
+TRAININGS = [
+    *[f"looc_table5_{k}x4_mnist" for k in (8, 16, 32, 64, 128, 256, 512, 1024)],
+    *[f"looc_table3_256x{d}_mnist" for d in (64, 32, 16, 8)],
+    "vq_vae_mnist",
+    "cvq_mnist",
+    "sq_vae_mnist",
+    "pq_mnist",
+]
+
+
+def check(name: str, device: torch.device) -> dict[str, object]:
+    """Compare one preset on the device with the CPU."""
+    torch.manual_seed(0)
+    here = PRESETS[name](**example(name))
+    there = PRESETS[name](**example(name)).to(device)
+    there.load_state_dict(here.state_dict())
+    z = torch.randn(4, here.channels, 8, 8)
+    a, b = here.eval()(z), there.eval()(z.to(device))
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        half = there(z.to(device).bfloat16())
+    same_bf16 = there(z.to(device).bfloat16().float())
+    there.train()
+
+    def steps(quantizer: torch.nn.Module, first: int, count: int) -> list[float]:
+        losses = []
+        for step in range(first, first + count):
+            source = torch.Generator().manual_seed(step)
+            out = quantizer(torch.randn(z.shape, generator=source).to(device))
+            losses.append((out.loss + out.z_q.square().mean()).item())
+        return losses
+
+    first = steps(there, 0, 3)
+    twin = PRESETS[name](**example(name)).to(device).train()
+    twin.load_state_dict(there.state_dict())
+    return {
+        "ids_equal": (a.ids == b.ids.cpu()).float().mean().item(),
+        "lookup_exact": torch.equal(there.eval().lookup(b.ids), there.lookup(b.ids.clone())),
+        "bf16_ids_equal": torch.equal(half.ids, same_bf16.ids),
+        "resumes_exactly": steps(twin, 3, 3) == steps(there.train(), 3, 3),
+        "finite": all(value == value for value in first),
+    }
+
+
+def step_time(name: str, device: torch.device, batch: int = 128) -> float:
+    """Milliseconds of one training step on 28×28 grey images."""
+    config = TokenizerConfig(
+        network=NetworkConfig(image_channels=1),
+        quantizer=QuantizerConfig(preset=name, args=example(name)),
+    )
+    tokenizer = ImageTokenizer(config).to(device).train()
+    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-4)
+    images = torch.rand(batch, 1, 28, 28, device=device) * 2 - 1
+    times = []
+    for _ in range(40):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        out = tokenizer(images)
+        loss = (out.images - images).square().mean() + out.quantized.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[10:])
+
+
+def train_all(names: list[str], data: Path, out: Path, seconds: float, at_once: int) -> None:
+    """Run trainings side by side; at the end of the time they save a checkpoint and stop."""
+    end = time.monotonic() + seconds
+    waiting, running = list(names), {}
+    while (waiting or running) and time.monotonic() < end:
+        while waiting and len(running) < at_once:
+            name = waiting.pop(0)
+            command = [sys.executable, "-m", "vqkit", "train", name]
+            command += ["--path", str(data / "mnist"), "--out", str(out / "runs" / name)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            running[name] = subprocess.Popen(command, env=environment)
+        time.sleep(1)
+        running = {name: process for name, process in running.items() if process.poll() is None}
+    for process in running.values():
+        process.send_signal(signal.SIGINT)
+    for process in running.values():
+        process.wait()
+
+
+def main() -> None:
+    """Run all three parts and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--at_once", type=int, default=8)
+    parser.add_argument("--only", nargs="*", default=None, help="trainings; default all")
+    parser.add_argument("--device", default="cuda", help="cpu tries the script itself")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("device=cuda: torch sees none; run this on a machine that has one")
+    start = time.monotonic()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    result = {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "checks": {name: check(name, device) for name in PRESETS},
+        "step_ms": {name: step_time(name, device) for name in PRESETS},
+    }
+    text = json.dumps(result, indent=2)
+    (arguments.out / "on_cuda.json").write_text(text + "\n", encoding="utf-8")
+    sys.stdout.write(text + "\n")
+    left = 60 * arguments.minutes - (time.monotonic() - start)
+    names = TRAININGS if arguments.only is None else arguments.only
+    train_all(names, arguments.data, arguments.out, left, arguments.at_once)
+
+
+if __name__ == "__main__":
+    main()

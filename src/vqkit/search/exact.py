@@ -1,0 +1,95 @@
+"""Arithmetic whose result depends on its operands alone, never on the shape of a batch.
+
+Matrix products and reductions round differently for different block shapes; a chain of elementwise
+operations cannot. Everything that decides between two codes, or that callers see, is computed here.
+
+Legend: N vectors, K codes, D dim, P pairs of one vector and one code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqkit.search.inputs import Metric
+
+CHUNK_ELEMENTS = 2**19
+"""Elements of one temporary (4 MiB in float64)."""
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return float64 where the device has it (Apple's does not), else float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def fold_sum(values: Tensor) -> Tensor:
+    """Sum (P, D) -> (P,) by adding halves: the order depends on D only, on every device."""
+    while values.shape[-1] > 1:
+        half = values.shape[-1] // 2
+        folded = values[..., :half] + values[..., half : 2 * half]
+        if values.shape[-1] % 2:
+            folded[..., 0] += values[..., -1]
+        values = folded
+    return values[..., 0]
+
+
+def closeness(
+    vectors: Tensor, codes: Tensor, rows: Tensor | None, ids: Tensor, metric: Metric
+) -> Tensor:
+    """Score pairs, higher is closer: minus squared distance, cosine or dot product.
+
+    Args:
+        vectors: (N, D).
+        codes: (K, D).
+        rows: (P,) the vector of each pair; None means vector p for pair p.
+        ids: (P,) the code of each pair.
+        metric: which score.
+
+    Returns:
+        (P,) in float64. Zero vectors and zero codes have cosine 0.
+    """
+    dtype = wide(vectors.device)
+    step = max(1, CHUNK_ELEMENTS // vectors.shape[-1])
+    parts = [torch.empty(0, dtype=dtype, device=vectors.device)]
+    for start in range(0, ids.shape[0], step):
+        stop = start + step
+        z = vectors[start:stop] if rows is None else vectors[rows[start:stop]]
+        parts.append(_score(z.to(dtype), codes[ids[start:stop]].to(dtype), metric))
+    return torch.cat(parts)
+
+
+def _score(z: Tensor, code: Tensor, metric: Metric) -> Tensor:
+    if metric == "l2":
+        return -fold_sum((z - code).square_())
+    product = fold_sum(z * code)
+    if metric == "dot":
+        return product
+    norms = fold_sum(z * z).sqrt_() * fold_sum(code * code).sqrt_()
+    return torch.where(norms > 0, product / norms, norms)
+
+
+def distinct(codes: Tensor) -> Tensor | None:
+    """Return the ascending ids of codes that copy no earlier one, or None if all differ.
+
+    Collapsed codebooks hold many equal codes, every one a tie for every vector. A copy that this
+    overlooks (two codes with one key, interleaved) costs time, never a wrong id.
+    """
+    num_codes, dim = codes.shape
+    dtype = wide(codes.device)
+    weights = torch.arange(1, dim + 1, dtype=dtype, device=codes.device).sqrt_()
+    step = max(1, CHUNK_ELEMENTS // dim)
+    key = torch.cat([fold_sum(part.to(dtype) * weights) for part in codes.split(step)])
+    key, order = key.sort(stable=True)
+    twin = (key[1:] == key[:-1]).nonzero()[:, 0]
+    if twin.numel() == 0:
+        return None
+    earlier, later = order[twin], order[twin + 1]
+    same = torch.cat(
+        [
+            (codes[a] == codes[b]).all(-1)
+            for a, b in zip(earlier.split(step), later.split(step), strict=True)
+        ]
+    )
+    keep = torch.ones(num_codes, dtype=torch.bool, device=codes.device)
+    keep[later[same]] = False
+    return keep.nonzero()[:, 0]

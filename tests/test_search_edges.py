@@ -1,0 +1,113 @@
+"""What `vqkit.search` does with odd layouts, no numbers, no vectors and wrong arguments."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from search_reference import BACKENDS, random_pair, reference_scores
+
+from vqkit.search import nearest, nearest_k, nearest_with_scores
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layout_gradient_and_half_precision(backend):
+    vectors, codes = random_pair(120, 60, 8)
+    expected = nearest(vectors, codes, backend=backend)
+    strided = vectors.repeat_interleave(2, 1)[:, ::2]
+    assert torch.equal(nearest(strided, codes.T.contiguous().T, backend=backend), expected)
+    ids, scores = nearest_with_scores(
+        vectors.requires_grad_(), codes.requires_grad_(), backend=backend
+    )
+    assert torch.equal(ids, expected)
+    assert not scores.requires_grad
+    half = vectors.detach().bfloat16()
+    assert torch.equal(
+        nearest(half, codes, backend=backend), nearest(half.float(), codes, backend=backend)
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_values_that_are_no_numbers_stay_in_range(backend, metric):
+    vectors, codes = random_pair(12, 5, 3)
+    expected = nearest(vectors, codes, metric, backend=backend)
+    vectors[2], vectors[4], vectors[6], vectors[8, 1] = torch.nan, torch.inf, -torch.inf, 1e30
+    ids, scores = nearest_with_scores(vectors, codes, metric, backend=backend)
+    clean = torch.tensor([row not in (2, 4, 6, 8) for row in range(12)])
+    assert torch.equal(ids[clean], expected[clean])
+    assert bool(((ids >= 0) & (ids < 5)).all())
+    assert bool(scores[2].isnan())
+    for bad in (torch.nan, torch.inf):
+        broken = codes.clone()
+        broken[1] = bad
+        ids = nearest(vectors, broken, metric, backend=backend)
+        assert bool(((ids >= 0) & (ids < 5)).all())
+    ids_k, _ = nearest_k(vectors, codes, 3, metric)
+    assert all(len(set(row)) == 3 for row in ids_k.tolist())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_vectors_and_codes_have_cosine_zero(backend):
+    codes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
+    vectors = torch.tensor([[-1.0, -1.0], [2.0, 1.0], [0.1, 5.0], [0.0, 0.0]])
+    ids, scores = nearest_with_scores(vectors, codes, "cosine", backend=backend)
+    assert ids.tolist() == [0, 1, 2, 0]
+    torch.testing.assert_close(scores[[0, 3]], torch.zeros(2), rtol=0, atol=0)
+
+
+def test_tiny_values_do_not_underflow_to_a_wrong_code():
+    vectors, codes = random_pair(50, 30, 4)
+    expected = reference_scores(vectors, codes, "l2").argmax(1)
+    assert torch.equal(nearest(vectors * 1e-22, codes * 1e-22, backend="torch"), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_vectors(backend):
+    vectors, codes = random_pair(0, 5, 3)
+    assert nearest(vectors, codes, backend=backend).shape == (0,)
+    assert nearest_k(vectors, codes, 2)[0].shape == (0, 2)
+    assert nearest(torch.zeros(0, 4, 3), torch.zeros(0, 5, 3)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "codes", "options", "message"),
+    [
+        ((4, 3), (5, 3), {"metric": "l1"}, "metric='l1'.*l2, cosine, dot"),
+        ((4, 3), (5, 2), {}, "must agree"),
+        ((2, 4, 3), (3, 5, 3), {}, "must agree"),
+        ((4, 3), (2, 5, 3), {}, "reshape"),
+        ((3,), (5, 3), {}, "reshape"),
+        ((4, 3), (0, 3), {}, "no code"),
+        ((4, 3), (5, 3), {"backend": "annoy"}, "backend='annoy'.*torch, faiss"),
+        ((4, 17), (5, 17), {"backend": "faiss"}, "backend='faiss'.*17 dimensions"),
+        ((4, 3), (5, 3), {"metric": "dot", "backend": "faiss"}, "use backend='torch'"),
+    ],
+)
+def test_wrong_arguments_are_named(vectors, codes, options, message):
+    with pytest.raises(ValueError, match=message):
+        nearest(torch.zeros(vectors), torch.zeros(codes), **options)
+
+
+def test_wrong_types_and_k_are_named():
+    with pytest.raises(ValueError, match=r"vectors\.dtype"):
+        nearest(torch.zeros(4, 3, dtype=torch.int64), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="device"):
+        nearest(torch.zeros(4, 3), torch.zeros(5, 3, device="meta"))
+    for k in (0, 6):
+        with pytest.raises(ValueError, match=f"k={k}"):
+            nearest_k(torch.zeros(4, 3), torch.zeros(5, 3), k)
+
+
+def test_without_faiss_everything_works_on_torch():
+    # hidden in a fresh interpreter: the default must not need it, and asking for it must say so
+    code = (
+        "import sys, torch; sys.modules['faiss'] = None\n"
+        "from vqkit.search import nearest\n"
+        "z = torch.arange(6.).view(3, 2)\n"
+        "assert nearest(z, z.flip(0)).tolist() == [2, 1, 0]\n"
+        "try: nearest(z, z, backend='faiss')\n"
+        "except ValueError as error: assert 'vqkit[search]' in str(error)\n"
+        "else: raise SystemExit('no error')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
