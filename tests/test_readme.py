@@ -31,7 +31,7 @@ def test_code_in_the_documents_runs(code, tmp_path, monkeypatch):
         ImageTokenizer(config).save_pretrained(tmp_path / "runs/photos_looc/tokenizer")
     names = {"images": torch.randint(256, (2, 3, 30, 41), dtype=torch.uint8)}
     exec(compile(code, "block", "exec"), names)
-    if "again" in names:
+    if "tokenizer" in names:
         assert names["again"].shape == (2, 3, 30, 41)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_features, check_ids
 from .codebooks import Codebook, check_count
 from .description import QuantizerDescription, describe_quantizer, summarize
 from .quantizer import Quantizer
@@ -132,7 +133,7 @@ class GridQuantizer(nn.Module):
                 f"z of shape {tuple(z.shape)}: expected a map (B, {self.channels}, h, w); for "
                 "sequences and channel-last vectors call .vectors(z)"
             )
-        self._check(z, z.shape[1])
+        check_features(z, z.shape[1], self.channels)
         with self._forwarding(z):
             rows = self._project(z.permute(0, 2, 3, 1), self.project_in)
             batch, height, width, _ = rows.shape
@@ -148,7 +149,7 @@ class GridQuantizer(nn.Module):
         self._check_vectors()
         if z.ndim < 2:
             raise ValueError(f"z of shape {tuple(z.shape)}: expected (..., {self.channels})")
-        self._check(z, z.shape[-1])
+        check_features(z, z.shape[-1], self.channels)
         with self._forwarding(z):
             rows = self._project(z, self.project_in)
             out = self.quantizer.quantize(rows.reshape(len(z), -1, self.width))
@@ -161,7 +162,7 @@ class GridQuantizer(nn.Module):
             raise ValueError(
                 f"ids of shape {tuple(ids.shape)}: expected (B, h, w, {len(self.slots)})"
             )
-        self._check_ids(ids)
+        check_ids(ids, self.slots)
         with torch.no_grad(), _in_full_precision(ids.device):
             cells = ids.unflatten(-1, (-1, len(self.quantizer.slots)))
             return self._from_rows(self.quantizer.lookup(cells))
@@ -169,7 +170,7 @@ class GridQuantizer(nn.Module):
     def lookup_vectors(self, ids: Tensor) -> Tensor:
         """Turn tokens (..., T) into vectors (..., channels): the way back of `vectors`."""
         self._check_vectors()
-        self._check_ids(ids)
+        check_ids(ids, self.slots)
         with torch.no_grad(), _in_full_precision(ids.device):
             return self._project(self.quantizer.lookup(ids), self.project_out)
 
@@ -264,40 +265,11 @@ class GridQuantizer(nn.Module):
             z = layer(z.to(layer.weight.dtype))
         return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
-    def _check(self, z: Tensor, channels: int) -> None:
-        if not z.is_floating_point():
-            raise ValueError(f"z of type {z.dtype}: expected floating-point features")
-        if channels != self.channels:
-            raise ValueError(
-                f"z has {channels} channels (shape {tuple(z.shape)}), but this quantizer takes "
-                f"{self.channels}; pass in_channels={channels} to its preset for 1×1 projections"
-            )
-        if z.numel() == 0:
-            raise ValueError(f"z of shape {tuple(z.shape)}: there is nothing to quantize")
-
     def _check_vectors(self) -> None:
         if self.beta > 1:
             raise ValueError(
                 f"beta={self.beta}: interpolation needs a feature map; call the quantizer with "
                 "(B, channels, h, w)"
-            )
-
-    def _check_ids(self, ids: Tensor) -> None:
-        if ids.dtype != torch.int64:
-            raise ValueError(f"ids of type {ids.dtype}: expected torch.int64")
-        if ids.shape[-1] != len(self.slots):
-            raise ValueError(
-                f"ids of shape {tuple(ids.shape)}: the last axis must hold the "
-                f"{len(self.slots)} tokens of a position"
-            )
-        limits = torch.tensor([slot.num_codes for slot in self.slots], device=ids.device)
-        wrong = ((ids < 0) | (ids >= limits)).flatten(0, -2).any(0)
-        if wrong.any():
-            slot = int(wrong.nonzero()[0])
-            values = ids[..., slot]
-            raise ValueError(
-                f"ids of slot {self.slots[slot].name!r} lie in [{int(values.min())}, "
-                f"{int(values.max())}]: expected [0, {self.slots[slot].num_codes})"
             )
 
     def summary(self) -> dict[str, str]:
