@@ -7,7 +7,7 @@ import pytest
 import torch
 from search_reference import BACKENDS, random_pair, reference_scores
 
-from vqkit.search import nearest, nearest_k, nearest_with_scores
+from vqkit.search import blocked, nearest, nearest_k, nearest_with_scores
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -111,3 +111,26 @@ def test_without_faiss_everything_works_on_torch():
         "else: raise SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+def test_screen_tells_nearly_equal_codes_apart(metric, monkeypatch):
+    """The features of an untrained network differ by a hundredth of their mean: few candidates."""
+    source = torch.Generator().manual_seed(0)
+    codes = torch.randn(32, generator=source) + torch.randn(900, 32, generator=source) / 100
+    vectors = torch.randn(200, 32, generator=source) / 100
+    compared = 0
+    exact = blocked.closeness
+
+    def counting(vectors, codes, rows, ids, metric):
+        nonlocal compared
+        compared += len(ids)
+        return exact(vectors, codes, rows, ids, metric)
+
+    monkeypatch.setattr(blocked, "closeness", counting)
+    ids = nearest(vectors, codes, metric, backend="torch")
+    assert compared < 4 * len(vectors)
+    wide = codes.double() if metric != "cosine" else torch.nn.functional.normalize(codes.double())
+    z = vectors.double()
+    score = -torch.cdist(z, wide) if metric == "l2" else z @ wide.T
+    assert torch.equal(ids, score.argmax(1))

@@ -49,7 +49,7 @@ class _Screen:
 
     @classmethod
     def of(cls, codes: Tensor, metric: Metric) -> _Screen:
-        frame = Frame.of(codes, metric)
+        frame = Frame.of(codes, metric, shift_codes=True)
         rows = frame.table(codes, columns=1, multiple=GROUP)
         norms = torch.linalg.vector_norm(rows, dim=-1)
         if metric == "l2":

@@ -2,7 +2,8 @@
 
 For `l2` the mean code is subtracted from both: distances do not change, but without it float32
 picks most codes wrong when the mean of the data is 1,000 times its spread. For `cosine` codes get
-length one.
+length one. There and for `dot` the mean may be subtracted from the codes alone: the scores of a
+vector all change by the same number, and what is left is as large as the codes' spread.
 """
 
 from __future__ import annotations
@@ -22,15 +23,20 @@ class Frame:
 
     metric: Metric
     centre: Tensor
-    """(D,) what is subtracted, in float64; zero unless the metric is `l2`."""
+    """(D,) what is subtracted, in float64."""
 
     @classmethod
-    def of(cls, codes: Tensor, metric: Metric) -> Frame:
-        """Choose the frame of codes (K, D) of any floating type."""
+    def of(cls, codes: Tensor, metric: Metric, *, shift_codes: bool = False) -> Frame:
+        """Choose the frame of codes (K, D) of any floating type.
+
+        `shift_codes` subtracts the mean for `cosine` and `dot` too, from the codes alone: for
+        products, whose comparisons a constant does not change, not for distances.
+        """
         centre = torch.zeros(codes.shape[1], dtype=wide(codes.device), device=codes.device)
-        if metric == "l2":
+        if metric == "l2" or shift_codes:
             for part in codes.split(_step(codes)):
-                centre += part.to(centre.dtype).sum(0)
+                part = part.to(centre.dtype)
+                centre += (unit_length(part) if metric == "cosine" else part).sum(0)
             centre /= len(codes)
         return cls(metric, centre)
 
@@ -51,11 +57,9 @@ class Frame:
         step = _step(codes)
         for start in range(0, num_codes, step):
             part = codes[start : start + step].to(self.centre.dtype)
-            if self.metric == "l2":
-                part = part - self.centre
             if self.metric == "cosine":
                 part = unit_length(part)
-            rows[start : start + len(part), :dim] = part.float()
+            rows[start : start + len(part), :dim] = (part - self.centre).float()
         return rows
 
     def points(self, vectors: Tensor) -> Tensor:
