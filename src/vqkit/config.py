@@ -25,7 +25,7 @@ def require(holds: bool, setting: str, problem: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizerConfig:
-    """A preset and its arguments: `QuantizerConfig(preset="looc", args={"num_codes": 256, ...})`."""
+    """A preset and its arguments: `QuantizerConfig(preset="vq_vae", args={"num_codes": 64})`."""
 
     preset: str
     """Name in `vqkit.quantizers.PRESETS`."""
@@ -177,7 +177,9 @@ class OptimConfig:
             "must lie in [0, 1)",
         )
         require(
-            self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}", "must not be negative"
+            self.weight_decay >= 0,
+            f"optim.weight_decay={self.weight_decay}",
+            "must not be negative",
         )
         require(
             self.clip_norm is None or self.clip_norm > 0,
@@ -233,6 +235,11 @@ class RunConfig:
                 f"{label}.channels",
                 f"must equal network.image_channels={self.network.image_channels}",
             )
+        require(
+            self.optim.accumulate == 1 or self.objective.reconstruction != "log_mse",
+            f"optim.accumulate={self.optim.accumulate} with reconstruction='log_mse'",
+            "the logarithm of a batch's error is no sum over its parts; use accumulate=1",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -282,4 +289,5 @@ def _dataclass_in(hint: Any) -> type[Any] | None:
 
 def _check_choice(setting: str, value: object, choices: Any) -> None:
     allowed = choices.__args__
-    require(value in allowed, f"{setting}={value!r}", f"expected one of {', '.join(map(repr, allowed))}")
+    listed = ", ".join(map(repr, allowed))
+    require(value in allowed, f"{setting}={value!r}", f"expected one of {listed}")

@@ -1,0 +1,87 @@
+"""The command `vqkit`: one table of commands, each a module of this room with a function `run`.
+
+This file answers `vqkit --help` and misspelt commands by itself, so that they need neither torch
+nor jsonargparse. What is wrong with the input is a ValueError, OSError or ImportError down in the
+library and one line on stderr here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from vqkit import __version__
+
+COMMANDS = {
+    "train": "train a tokenizer from a recipe or a file of settings",
+    "evaluate": "measure a tokenizer: quality, code usage and rate side by side",
+    "describe": "what a quantizer is made of and what it costs, before anything runs",
+    "compare": "train or load several runs; one table and one picture of them",
+    "demo": "compare on built-in photographs, a few minutes on a CPU",
+}
+
+_USAGE = """\
+usage: vqkit COMMAND [NAME ...] [--option value ...]
+
+{commands}
+
+  vqkit COMMAND --help   options of a command
+  vqkit --version        version of vqkit
+  --debug                with any command: the whole traceback of an error
+"""
+
+OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+"""Exit codes; 130 is what shells report for Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for bad input, 130 after Ctrl-C.
+
+    `arguments` are the words after `vqkit`, by default those of this process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt as stop:
+        _complain(f"{stop or 'interrupted'}; the same command (less --fresh) goes on from here")
+        return INTERRUPTED
+    except BrokenPipeError:  # `vqkit describe | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return BAD_INPUT
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        table = "\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())
+        sys.stdout.write(_USAGE.format(commands=table))
+        return OK
+    name, *rest = words
+    if name == "--version":
+        sys.stdout.write(f"vqkit {__version__}\n")
+        return OK
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
+        raise ValueError(f"command={name!r}: unknown; {hint}")
+    command = importlib.import_module(f"vqkit.cli.{name}")
+    try:
+        command.run(rest)
+    except SystemExit as stop:  # --help of a command, which argparse ends this way
+        return int(stop.code or OK)
+    sys.stdout.flush()
+    return OK
+
+
+def _complain(text: str) -> None:
+    """Write one line, whatever the message was."""
+    sys.stderr.write(f"vqkit: {' '.join(text.split())}\n")

@@ -1,0 +1,99 @@
+"""`vqkit train`: a recipe or a file of settings, changed by options, trained into a folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from vqkit.cli.console import say
+from vqkit.cli.options import Options, Values, merged, one_name
+from vqkit.cli.runs import remove_run
+from vqkit.config import RunConfig, from_dict, to_dict
+from vqkit.recipes import RECIPES, recipe
+
+
+def run(words: Sequence[str]) -> None:
+    """Train a tokenizer.
+
+    RECIPE is a name that `--list` shows; without it, `--config` holds all settings. A run in the
+    folder is continued where it stands. Another `--quantizer.preset` starts with no arguments.
+    """
+    name, rest = one_name(words, "recipe", "vqkit train --list shows them")
+    function = recipe(name) if name is not None else None
+    options = Options("train RECIPE", inspect.getdoc(function) or run.__doc__)
+    own = _declare(options, function)
+    given = options.parse(rest)
+    if given.pop("list"):
+        say(_list())
+        return
+    if name is None and "config" not in given:
+        raise ValueError("recipe: none is named; vqkit train --list shows them, or give --config")
+    fresh, shown = given.pop("fresh"), given.pop("print_config")
+    out = given.pop("out", None)
+    config = _resolve(options, function, own, given)
+    if shown:
+        say(json.dumps(to_dict(config), indent=2))
+        return
+    folder = Path(out) if out is not None else Path("runs") / config.name
+    if fresh:
+        remove_run(folder)
+    from vqkit.training import train
+
+    result = train(config, out=folder)
+    last = result.log[-1]
+    say(f"trained {config.name}, {last['step']:,} steps, loss {last['loss']:.4g} → {folder}")
+
+
+def _declare(options: Options, function: Callable[..., RunConfig] | None) -> list[str]:
+    """Add all options and return the names of those that the recipe itself takes."""
+    options.add_flag("list", "list the recipes")
+    options.add("out", str, "folder of the run; default runs/<name>")
+    options.add("config", str, "YAML or JSON file of settings; options given beside it win")
+    options.add_flag("print_config", "show the settings, in the form that --config reads")
+    options.add_flag("fresh", "delete the run in the folder and train again")
+    own = options.add_parameters(function) if function is not None else []
+    options.add_fields(RunConfig)
+    return own
+
+
+def _resolve(
+    options: Options,
+    function: Callable[..., RunConfig] | None,
+    own: list[str],
+    given: Values,
+) -> RunConfig:
+    """Settings of the recipe, then of the file, then of the command line."""
+    path = given.pop("config", None)
+    settings = options.read(path) if path is not None else {}
+    changes: Values = merged(settings, given)
+    arguments: dict[str, Any] = {key: changes.pop(key) for key in own if key in changes}
+    base = to_dict(function(**arguments)) if function is not None else {}
+    values = merged(base, changes)
+    _check_complete(RunConfig, values)
+    config: RunConfig = from_dict(RunConfig, values)
+    return config
+
+
+def _check_complete(cls: type[Any], values: Values, where: str = "") -> None:
+    """Raise `ValueError` naming a setting that has no default and no value."""
+    for item in fields(cls):
+        value = values.get(item.name)
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and item.name not in values:
+            raise ValueError(f"{where}{item.name}: is missing; give it a value, or name a recipe")
+        hint: Any = get_type_hints(cls)[item.name]
+        inner: list[Any] = [t for t in (hint, *get_args(hint)) if is_dataclass(t)]
+        if inner and isinstance(value, dict):
+            _check_complete(inner[0], value, f"{where}{item.name}.")
+
+
+def _list() -> str:
+    width = max(map(len, RECIPES)) + 2
+    return "\n".join(
+        f"{name:<{width}}{(inspect.getdoc(function) or '').splitlines()[0]}"
+        for name, function in RECIPES.items()
+    )

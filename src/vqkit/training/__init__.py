@@ -1,0 +1,23 @@
+"""Training: one loop on Accelerate, checkpoints that resume bit for bit, logs and health checks.
+
+`train(config)` trains and returns a tokenizer; `load_run(folder)` loads what a run has made.
+"""
+
+from vqkit.training.checkpoint import list_checkpoints, load_checkpoint
+from vqkit.training.log import CLOCK_KEYS, read_log
+from vqkit.training.loop import TrainResult, train
+from vqkit.training.objective import Losses, Objective, TokenizerObjective
+from vqkit.training.run_folder import load_run
+
+__all__ = [
+    "CLOCK_KEYS",
+    "Losses",
+    "Objective",
+    "TokenizerObjective",
+    "TrainResult",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_run",
+    "read_log",
+    "train",
+]

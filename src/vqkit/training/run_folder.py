@@ -1,0 +1,168 @@
+"""The folder of a run: what is in it, whether it may be continued, what it has brought.
+
+config.json        the resolved settings
+log.jsonl          one line per `log.every` steps
+step_00001000/     checkpoints (`checkpoint.py`)
+tokenizer/         the finished tokenizer, with averaged weights if the run keeps them
+result.json        written last: steps, seconds, versions, hardware, final line of the log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from vqkit.config import RunConfig, from_dict, to_dict
+from vqkit.models import ImageTokenizer
+from vqkit.models.files import write_whole
+from vqkit.models.settings import Presets, without_tensors
+from vqkit.training.checkpoint import (
+    checkpoint_folder,
+    newest_checkpoint,
+    replace_folder,
+    unfinished_folder,
+)
+
+SETTINGS: Final = "config.json"
+RESULT: Final = "result.json"
+TOKENIZER: Final = "tokenizer"
+
+
+def config_to_json(config: RunConfig) -> dict[str, Any]:
+    """Return the settings as JSON values; a tensor becomes its shape, type and SHA-256."""
+    values = to_dict(config)
+    args = values["quantizer"]["args"]
+    values["quantizer"]["args"] = {name: _describe(value) for name, value in args.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as in the file
+    return plain
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """Return the settings saved in `folder`, None if there are none; `ValueError` if unreadable."""
+    path = folder / SETTINGS
+    if not path.exists():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); is it the folder of a run?") from error
+    return values
+
+
+def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    """Raise `ValueError` if `folder` holds a run that this configuration may not continue.
+
+    Only `optim.num_steps` may differ, and only grow.
+    """
+    saved = read_settings(folder)
+    if saved is None:
+        foreign = sorted(path.name for path in folder.glob("*")) if folder.exists() else []
+        if foreign:
+            raise ValueError(
+                f"out={folder}: holds {', '.join(foreign[:3])} but no run; choose an empty folder"
+            )
+        return
+    if not resume:
+        raise ValueError(
+            f"resume=False: {folder} already holds a run; continue it with resume=True, or choose "
+            "another folder"
+        )
+    wanted = config_to_json(config)
+    differences = _differences(saved, wanted)
+    longer = saved.get("optim", {}).get("num_steps", 0) < config.optim.num_steps
+    if longer:
+        differences = [d for d in differences if not d.startswith("optim.num_steps:")]
+    if differences:
+        raise ValueError(
+            f"out={folder}: holds a run with other settings ({'; '.join(differences)}); use those, "
+            "or choose another folder"
+        )
+
+
+def write_settings(folder: Path, config: RunConfig) -> None:
+    """Save the settings of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / SETTINGS, config_to_json(config))
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return `result.json` of a finished run, or None."""
+    path = folder / RESULT
+    if not path.exists() or not (folder / TOKENIZER).is_dir():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def forget_result(folder: Path) -> None:
+    """Mark a run that goes on as unfinished; its checkpoints hold everything it has."""
+    (folder / RESULT).unlink(missing_ok=True)
+
+
+def write_result(folder: Path, tokenizer: ImageTokenizer, result: dict[str, Any]) -> None:
+    """Write `tokenizer/`, then `result.json`, each whole or not at all."""
+    part = unfinished_folder(folder / TOKENIZER)
+    tokenizer.save_pretrained(part)
+    replace_folder(part, folder / TOKENIZER)
+    _write_json(folder / RESULT, result)
+
+
+def load_run(
+    folder: Path | str, *, presets: Presets | None = None
+) -> tuple[RunConfig, ImageTokenizer]:
+    """Return the settings of a run and its tokenizer, in evaluation mode on the CPU.
+
+    The finished tokenizer, or else the newest whole checkpoint; in both cases with the averaged
+    weights if the run keeps them. A folder without a run is a `ValueError`.
+    """
+    folder = Path(folder)
+    saved = read_settings(folder)
+    if saved is None:
+        raise ValueError(f"run={folder}: holds no {SETTINGS}; name the folder of a training run")
+    config: RunConfig = from_dict(RunConfig, saved)
+    if read_result(folder) is not None:
+        return config, ImageTokenizer.from_pretrained(folder / TOKENIZER, presets=presets)
+    snapshot, refused = newest_checkpoint(folder)
+    if snapshot is None:
+        reasons = "; ".join(refused) or "it was stopped before its first checkpoint"
+        raise ValueError(f"run={folder}: has no whole checkpoint ({reasons}); train it again")
+    tokenizer = ImageTokenizer.from_pretrained(
+        checkpoint_folder(folder, snapshot.step), presets=presets
+    )
+    if snapshot.average is not None:
+        tokenizer.load_state_dict({**snapshot.model, **snapshot.average})
+    return config, tokenizer
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        described = without_tensors(value)
+        content = value.detach().cpu().contiguous().numpy().tobytes()
+        described["tensor"]["sha256"] = hashlib.sha256(content).hexdigest()
+        return described
+    if isinstance(value, dict):
+        return {key: _describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_describe(item) for item in value]
+    return value
+
+
+def _differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
+    if not (isinstance(saved, dict) and isinstance(wanted, dict)):
+        return [] if saved == wanted else [f"{where}: {saved!r} there, {wanted!r} here"]
+    found: list[str] = []
+    for key in sorted(set(saved) | set(wanted)):
+        path = f"{where}.{key}" if where else key
+        found += _differences(saved.get(key), wanted.get(key), path)
+    return found
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    write_whole(part, (json.dumps(values, indent=2) + "\n").encode())
+    os.replace(part, path)

@@ -1,0 +1,47 @@
+"""Losses of every recipe's tiny form, recorded; run as a script it records them anew.
+
+python tests/golden_losses.py            # all recipes
+python tests/golden_losses.py looc_mnist
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from vqkit.recipes import RECIPES, tiny
+from vqkit.training import train
+
+FOLDER = Path(__file__).with_name("golden")
+
+
+def tiny_losses(name, out):
+    """Train the tiny form of a recipe into `out`; the loss of each of its 20 steps."""
+    result = train(tiny(RECIPES[name]()), out=out, progress=False)
+    return [line["loss"] for line in result.log]
+
+
+def machine():
+    """What losses depend on beyond the code; close agreement is asked where it is the same."""
+    return {
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main(names):
+    """Record the losses of the named recipes, all by default."""
+    torch.set_num_threads(1)
+    FOLDER.mkdir(exist_ok=True)
+    for name in names or RECIPES:
+        with tempfile.TemporaryDirectory() as out:
+            content = {**machine(), "losses": tiny_losses(name, Path(out) / "run")}
+        (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        sys.stdout.write(f"{name}: {content['losses'][0]:.4g} to {content['losses'][-1]:.4g}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,109 @@
+"""Whole processes: one killed outright, two of them together under torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import (
+    assert_same_run,
+    comparable_log,
+    run_config,
+    write_images,
+)
+
+import vqkit
+from vqkit.config import to_dict
+from vqkit.training import list_checkpoints, train
+
+SCRIPT = Path(__file__).with_name("training_runs.py")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("PYTHONPATH", str(Path(vqkit.__file__).parents[1]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def start(config, out, place="none", step=0, processes=1):
+    settings = out.with_suffix(".json")
+    settings.write_text(json.dumps(to_dict(config)))
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(processes),
+        "--standalone",
+    ]
+    command = [sys.executable, *(launcher if processes > 1 else [])]
+    command += [str(SCRIPT), str(settings), str(out), place, str(step)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+
+
+@pytest.mark.parametrize(
+    ("preset", "place", "step", "left"),
+    [
+        ("looc", "step", 7, 4),
+        pytest.param("sq_vae", "step", 11, 8, marks=pytest.mark.slow),
+        pytest.param("vq_ema", "save", 8, 4, marks=pytest.mark.slow),
+        pytest.param("dual", "step", 2, None, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_is_bit_for_bit_the_same(preset, place, step, left, images, tmp_path):
+    config = run_config(images, preset, optim__weight_ema=0.9, log__every=2)
+    if place == "step":  # every step has a line after which the process kills itself
+        config = run_config(images, preset, optim__weight_ema=0.9)
+    died = start(config, tmp_path / "killed", place, step)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    newest = [path.name for path in list_checkpoints(tmp_path / "killed")][-1:]
+    assert newest == ([f"step_{left:08}"] if left is not None else [])
+    train(config, out=tmp_path / "killed", progress=False)
+    train(config, out=tmp_path / "whole", progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", 12)
+    picture = (torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(5)) * 255).byte()
+    ids = [train(config, out=tmp_path / x).tokenizer.encode(picture) for x in ("killed", "whole")]
+    assert torch.equal(*ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "accumulate"), [("looc", 2), ("gumbel", 2), ("sq_vae", 1)])
+def test_two_processes_are_one_on_the_whole_batch(preset, accumulate, images, tmp_path):
+    config = run_config(
+        images, preset, optim__accumulate=accumulate, optim__num_steps=4, optim__weight_ema=0.9
+    )
+    done = start(config, tmp_path / "two", processes=2)
+    assert done.returncode == 0, done.stderr
+    ranks = [load_file(tmp_path / f"two_rank{rank}_4.safetensors") for rank in (0, 1)]
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    train(config, out=tmp_path / "one", progress=False)
+    for one, two in zip(*(comparable_log(tmp_path / x) for x in ("one", "two")), strict=True):
+        assert one["tokens"] == two["tokens"]
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    one, two = (load_file(tmp_path / x / "tokenizer/model.safetensors") for x in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_what_one_began(images, tmp_path):
+    config = run_config(images, optim__num_steps=4, log__checkpoint_every=2, log__every=4)
+    shorter = run_config(images, optim__num_steps=2, log__checkpoint_every=2, log__every=4)
+    train(shorter, out=tmp_path / "run", progress=False)
+    done = start(config, tmp_path / "run", processes=2)
+    assert done.returncode == 0, done.stderr
+    train(config, out=tmp_path / "one", progress=False)
+    resumed, whole = (comparable_log(tmp_path / x)[-1] for x in ("run", "one"))
+    assert resumed["tokens"] == whole["tokens"]
+    assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
