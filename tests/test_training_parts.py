@@ -11,7 +11,7 @@ from training_runs import run_config, write_images
 
 from vqkit.config import ObjectiveConfig
 from vqkit.models import TokenizerOutput
-from vqkit.quantizers import Quantized, Slot
+from vqkit.quantizers import Quantized, Slot, fsq
 from vqkit.training import TokenizerObjective, read_log, train
 from vqkit.training.health import CodeWindow
 from vqkit.training.log import RunLog, cut_log
@@ -196,3 +196,10 @@ def test_the_record_of_the_machine_is_plain_values():
     assert record["hardware"]["num_processes"] == 3
     assert record["versions"]["torch"] == torch.__version__
     assert record["git_revision"] == git_revision()
+
+
+def test_a_large_lattice_is_not_counted_code_by_code():
+    window = CodeWindow(fsq((1024,) * 4), torch.device("cpu"))
+    window.count(torch.zeros(2, 3, 3, 1, dtype=torch.int64))
+    assert len(window.counts) == 0
+    assert window.summary() == {}

@@ -19,6 +19,9 @@ from vqkit.quantizers import GridQuantizer, ranks
 COLLAPSED: Final = 0.05
 """A codebook counts as collapsed when its tokens used fewer than this share of the codes that they
 could have reached: min(codes, tokens). Uniform draws reach at least 63 % of that."""
+COUNTED: Final = 1 << 22
+"""Codebooks with more codes (large lattices) are left out of the window: a count for each of their
+codes would outweigh the model."""
 BAD_BATCH: Final = "bad_batch.safetensors"
 
 
@@ -30,18 +33,17 @@ class CodeWindow:
 
     def __init__(self, quantizer: GridQuantizer, device: torch.device) -> None:
         self._slots = quantizer.slots
-        self._books = quantizer.books
-        self._sizes = [self._slots[book[0]].num_codes for book in self._books]
-        starts = [0] * len(self._slots)
-        for number, book in enumerate(self._books):
-            for slot in book:
-                starts[slot] = sum(self._sizes[:number])
-        self._starts = torch.tensor(starts, device=device)
+        books = [b for b in quantizer.books if self._slots[b[0]].num_codes <= COUNTED]
+        self._books = books
+        self._sizes = [self._slots[book[0]].num_codes for book in books]
+        first = {slot: sum(self._sizes[:n]) for n, book in enumerate(books) for slot in book}
+        self._counted = torch.tensor(sorted(first), dtype=torch.int64, device=device)
+        self._starts = torch.tensor([first[slot] for slot in sorted(first)], device=device).long()
         self.counts = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
 
     def count(self, ids: Tensor) -> None:
         """Add the ids (B, h, w, T) of one micro-batch."""
-        places = (ids + self._starts).flatten()
+        places = (ids[..., self._counted] + self._starts).flatten()
         self.counts += torch.bincount(places, minlength=len(self.counts))
 
     def total(self) -> Tensor:
@@ -53,12 +55,14 @@ class CodeWindow:
         self.counts.zero_()
 
     def summary(self) -> dict[str, Any]:
-        """Return numbers for a line of the log; means are over the codebooks.
+        """Return numbers for a line of the log; means are over the codebooks that are counted.
 
         `codes_used` is the share of codes drawn at least once, `perplexity` the exponential of the
         entropy of the draws, `tokens` the number of draws of all codebooks together. `warning`
         names the collapsed codebooks, if any.
         """
+        if not self._books:
+            return {}
         used, perplexity, collapsed = [], [], []
         counts = self.total().cpu()
         for book, drawn in zip(self._books, counts.split(self._sizes), strict=True):
