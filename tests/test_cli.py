@@ -207,7 +207,12 @@ def test_describe_writes_for_people(capsys):
 def test_train_evaluate_and_describe(pictures, tmp_path, capsys):
     run = tmp_path / "run"
     assert training(pictures, run) == 0
-    assert load_run(run)[0].quantizer.args == {"num_codes": 8, "dim": 4, "num_segments": 16}
+    assert load_run(run)[0].quantizer.args == {
+        "num_codes": 8,
+        "dim": 4,
+        "num_segments": 16,
+        "commitment": 1.0,
+    }
     capsys.readouterr()
     assert "data.source" in refused(capsys, "evaluate", str(run))  # the run names no test images
     held_out = ["--data.source", "folder", "--data.path", str(pictures)]
