@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import (
+    PRESETS,
     assert_same_run,
     comparable_log,
     run_config,
@@ -107,3 +109,27 @@ def test_two_processes_resume_what_one_began(images, tmp_path):
     resumed, whole = (comparable_log(tmp_path / x)[-1] for x in ("run", "one"))
     assert resumed["tokens"] == whole["tokens"]
     assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("preset", PRESETS)
+def test_killed_at_any_moment_again_and_again(preset, images, tmp_path):
+    """Kills from outside, wherever they hit: while loading, training, saving or finishing."""
+    config = run_config(images, preset, optim__num_steps=400, log__checkpoint_every=7)
+    train(config, out=tmp_path / "whole", progress=False)
+    settings = tmp_path / "killed.json"
+    settings.write_text(json.dumps(to_dict(config)))
+    command = [sys.executable, str(SCRIPT), str(settings), str(tmp_path / "killed"), "none", "0"]
+    source, kills = np.random.default_rng(0), 0
+    for _ in range(60):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ)
+        try:
+            process.wait(timeout=source.uniform(2.0, 9.0))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    train(config, out=tmp_path / "killed", progress=False)
+    assert kills > 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", 400)
