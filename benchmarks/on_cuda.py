@@ -59,6 +59,7 @@ def check(name: str, device: torch.device) -> dict[str, object]:
             source = torch.Generator().manual_seed(step)
             out = quantizer(torch.randn(z.shape, generator=source).to(device))
             losses.append((out.loss + out.z_q.square().mean()).item())
+            quantizer.step()
         return losses
 
     first = steps(there, 0, 3)

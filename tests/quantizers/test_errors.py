@@ -34,6 +34,7 @@ from vqkit.quantizers import (
     rq,
     simvq,
     sq_vae,
+    through_weights,
     uniform_codes,
     vit_vqgan,
     vq_ema,
@@ -131,6 +132,41 @@ WRONG = {
     "moved by": (lambda: book(moved_by="magic"), "moved_by='magic'"),
     "in_channels": (lambda: movq_codes(4, 2, in_channels=0), "in_channels=0"),
     "segments": (lambda: pq(4, 2, num_segments=0), "num_segments=0"),
+    "no gradient through weights": (
+        lambda: VectorQuantizer(book(), Nearest(), estimator=through_weights),
+        "use straight_through",
+    ),
+    "weights without their gradient": (
+        lambda: VectorQuantizer(book(), GumbelLogits(4, 2)),
+        "use through_weights",
+    ),
+    "logits of another size": (
+        lambda: VectorQuantizer(book(), GumbelLogits(6, 2), estimator=through_weights),
+        "make both alike",
+    ),
+    "anchors of another book": (
+        lambda: VectorQuantizer(
+            book(), Nearest(), rules=[Anchors(FreeCodebook(uniform_codes(9, 2)))]
+        ),
+        "make it for the codebook",
+    ),
+    "anchors by another measure": (
+        lambda: VectorQuantizer(book(), Nearest("cosine"), rules=[Anchors(book())]),
+        "use the same for both",
+    ),
+    "a quantizer twice": (
+        lambda: Split(dict.fromkeys("ab", vq_vae(4, 2).quantizer)),
+        "given twice",
+    ),
+    "a level twice": (
+        lambda: Residual([(level := vq_vae(4, 2).quantizer), level]),
+        "given twice",
+    ),
+    "a part called code": (lambda: Split({"code": vq_vae(4, 2).quantizer}), "cannot name a part"),
+    "a part called half": (lambda: Split({"half": vq_vae(4, 2).quantizer}), "cannot name a part"),
+    "codes of one axis": (lambda: FreeCodebook(torch.randn(3)), "codes of shape"),
+    "half a pair": (lambda: dual(8, 1.5), "pair"),
+    "temperature nan": (lambda: gumbel(4, 2, temperature=float("nan")), "temperature=nan"),
     "sphere of lattice": (
         lambda: VectorQuantizer(UnitSphere(BinaryLattice(2)), LatticePoint()),
         "use Nearest",

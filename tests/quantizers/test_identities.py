@@ -184,6 +184,7 @@ def test_pull_of_anchors(uniform_share, alpha, tolerance):
         rule.counts[0, 1:] = 1.0
         rule.counts[0, 0] = 9 * uniform_share / 10 / (1 - uniform_share / 10)
         rule.source.anchors.fill_(1.0)
+        rule.source.scores.fill_(0.0)
         rule.apply_to(leaf.codebook, leaf.clock)
     assert leaf.codebook.codes[0, 0, 0].item() == pytest.approx(alpha, abs=tolerance)
 

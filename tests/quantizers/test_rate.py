@@ -112,6 +112,18 @@ def test_score_memory_is_predicted(make):
     assert sum(kept.values()) == pytest.approx(predicted, rel=0.05)
 
 
+@pytest.mark.parametrize("make", [gumbel, sq_vae], ids=["gumbel", "sq_vae"])
+def test_score_memory_grows_with_vectors_and_codes(make):
+    small = make(64, 8).describe(4, 4).score_bytes
+    assert small == 4 * 4 * 16 * 64
+    assert make(128, 8).describe(4, 4, batch_size=3).score_bytes == 6 * small
+
+
+def test_score_memory_of_the_joint_entropy():
+    assert lfq(9).describe(6, 6, batch_size=2).score_bytes == 4 * 72 * 512
+    assert lfq(9, joint_bits=8).describe(6, 6, batch_size=2).score_bytes == 0
+
+
 def test_searching_presets_keep_no_scores():
     quantizer = vq_vae(4096, 8).train()
     z = torch.randn(2, 8, 16, 16, requires_grad=True)

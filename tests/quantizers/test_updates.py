@@ -130,7 +130,7 @@ def test_random_anchors_are_distinct_vectors_of_the_batch():
     z = feature_map(quantizer)
     quantizer(z)
     leaf.rules[0].reduce(leaf.clock)
-    anchors = leaf.rules[0].source.take(leaf.clock)[0]
+    anchors = leaf.rules[0].source.take(leaf.codebook.codes, leaf.clock)[0]
     rows = rows_of(z)
     hits = (anchors[:, None] == rows[None]).all(-1)
     assert (hits.sum(1) == 1).all()

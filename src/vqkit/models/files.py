@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,8 +122,16 @@ def read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         raise ValueError(f"{path}: is no safetensors file ({error})") from error
 
 
-def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+def check_tensors(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    where: str,
+    *,
+    free_length: Collection[str] = (),
+) -> None:
     """Raise `ValueError` unless `found` has the names, shapes and kinds of numbers of `expected`.
+
+    Tensors named in `free_length` may have any shape: statistics that were waiting to be used.
 
     Floating point tensors may have another precision; they are converted when loaded.
     """
@@ -133,7 +141,8 @@ def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], w
     require(not extra, f"{where}", f"tensors that this model does not have: {', '.join(extra)}")
     for name, tensor in found.items():
         here, there = tuple(expected[name].shape), tuple(tensor.shape)
-        require(here == there, f"{where}: {name}", f"has shape {there}, the settings say {here}")
+        fits = here == there or (name in free_length and len(here) == len(there))
+        require(fits, f"{where}: {name}", f"has shape {there}, the settings say {here}")
         same_kind = expected[name].dtype == tensor.dtype or (
             expected[name].is_floating_point() and tensor.is_floating_point()
         )

@@ -89,17 +89,8 @@ class ImageTokenizer(nn.Module):
             f"images of {height} x {width} pixels",
             f"training needs multiples of {self.stride}; crop them, or use encode, which pads",
         )
-        quantized = self._quantize(self.encoder(images))
+        quantized = self.quantizer(self.encoder(images))
         return TokenizerOutput(images=self.decoder(quantized.z_q), quantized=quantized)
-
-    def _quantize(self, z: Tensor) -> Quantized:
-        if torch.compiler.is_compiling():
-            # Search libraries, statistics and seeds are nothing that a compiler can trace; the
-            # networks before and after are compiled. Not a decorator: it imports the compiler.
-            untraced: Quantized = torch.compiler.disable(self.quantizer.__call__)(z)
-            return untraced
-        quantized: Quantized = self.quantizer(z)
-        return quantized
 
     def _check_device(self, name: str, tensor: Tensor) -> None:
         device = self.encoder.pre_vq.weight.device
@@ -121,7 +112,7 @@ class ImageTokenizer(nn.Module):
         dtype = self.encoder.pre_vq.weight.dtype
         padded = pad_to_stride(to_unit_range(images, dtype), self.stride)
         with _evaluation(self):
-            return self._quantize(self.encoder(padded)).ids
+            return self.quantizer(self.encoder(padded)).ids
 
     @torch.no_grad()
     def decode(self, ids: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -207,7 +198,13 @@ class ImageTokenizer(nn.Module):
                 model = cls(config, presets=presets)
         except (ValueError, TypeError, RuntimeError) as error:  # also of tensors that torch refuses
             raise ValueError(f"{folder / files.CONFIG}: {error}") from error
-        files.check_tensors(model.state_dict(), weights, f"{folder / files.WEIGHTS}")
+        free = {
+            f"{part}.{name}"
+            for part, module in model.named_modules()
+            for name in getattr(module, "free_length", ())
+        }
+        where = f"{folder / files.WEIGHTS}"
+        files.check_tensors(model.state_dict(), weights, where, free_length=free)
         model.load_state_dict(weights)
         return model.eval()
 

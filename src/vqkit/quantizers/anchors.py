@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqkit.search import (
     Metric,
@@ -20,7 +20,7 @@ from . import ranks
 from .clock import Clock
 from .codebooks import Codebook
 from .records import Assigned
-from .updates import RowSample, UpdateRule, count_codes
+from .updates import RowSample, Statistics, UpdateRule, count_codes
 
 ANCHOR_DRAW, POOL_ORDER = 5, 6  # streams of random numbers; see Clock.uniform
 
@@ -45,13 +45,13 @@ class Anchors(UpdateRule):
         metric: Metric = "l2",
         decay: float = 0.99,
     ) -> None:
-        super().__init__()
+        super().__init__(codebook)
         if anchors not in SOURCES:
             choices = ", ".join(map(repr, SOURCES))
             raise ValueError(f"anchors={anchors!r}: expected one of {choices}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay}: must lie in [0, 1)")
-        self.kind, self.decay = anchors, decay
+        self.kind, self.metric, self.decay = anchors, metric, decay
         self.source = SOURCES[anchors](codebook, metric)
         self.register_buffer("usage", torch.zeros(codebook.groups, codebook.num_codes))
         self.register_buffer("counts", torch.zeros(codebook.groups, codebook.num_codes))
@@ -73,7 +73,7 @@ class Anchors(UpdateRule):
         self.usage.lerp_(share, 1 - self.decay)
         pull = torch.exp(-self.usage * codebook.num_codes * 10 / (1 - self.decay) - 1e-3)
         codes = codebook.table(clock).detach()
-        anchors = self.source.take(clock).to(codes)
+        anchors = self.source.take(codes, clock).to(codes)
         codebook.write(codes.lerp(anchors, pull[..., None].to(codes)))
         self.counts.zero_()
 
@@ -82,7 +82,7 @@ class Anchors(UpdateRule):
         return f"{self.kind} anchors"
 
 
-class AnchorSource(nn.Module):
+class AnchorSource(Statistics):
     """Base class: where the anchors (G, K, D) come from."""
 
     anchors: Tensor
@@ -101,8 +101,8 @@ class AnchorSource(nn.Module):
         """Join all processes."""
         raise NotImplementedError
 
-    def take(self, clock: Clock) -> Tensor:
-        """Return the anchors, (G, K, D), and begin the next step."""
+    def take(self, codes: Tensor, clock: Clock) -> Tensor:
+        """Return the anchors of codes (G, K, D), and begin the next step."""
         raise NotImplementedError
 
     def _take_from(self, winner: Tensor, anchors: Tensor) -> None:
@@ -138,9 +138,10 @@ class ClosestVectors(AnchorSource):
         self._take_from(winner, self.anchors)
         self.scores.copy_(best)
 
-    def take(self, clock: Clock) -> Tensor:
-        """Return the anchors, (G, K, D), and begin the next step."""
-        anchors = self.anchors.clone()
+    def take(self, codes: Tensor, clock: Clock) -> Tensor:
+        """Return the anchors, (G, K, D); a code without one (no finite vector) stays itself."""
+        found = torch.isfinite(self.scores)[..., None]
+        anchors = torch.where(found, self.anchors, codes.to(self.anchors))
         self.anchors.zero_()
         self.scores.fill_(-math.inf)
         return anchors
@@ -165,7 +166,7 @@ class VectorPool(AnchorSource):
         """Join all processes."""
         self.sample.reduce()
 
-    def take(self, clock: Clock) -> Tensor:
+    def take(self, codes: Tensor, clock: Clock) -> Tensor:
         """Return the refreshed pool, (G, K, D), and begin the next step."""
         found = torch.isfinite(self.sample.priority)[:, None]
         position = torch.arange(len(found), device=found.device)
@@ -185,6 +186,7 @@ class WeightedDraws(AnchorSource):
 
     rows: Tensor
     codes: Tensor
+    free_length = ("rows",)  # as many as were waiting when a state was saved
 
     def __init__(self, codebook: Codebook, metric: Metric) -> None:
         super().__init__(codebook, metric)
@@ -209,7 +211,7 @@ class WeightedDraws(AnchorSource):
         self._take_from(winner, take_rows(self.rows, rows))
         self.rows = self.rows[:, :0].clone()
 
-    def take(self, clock: Clock) -> Tensor:
+    def take(self, codes: Tensor, clock: Clock) -> Tensor:
         """Return the anchors, (G, K, D)."""
         return self.anchors
 

@@ -28,9 +28,13 @@ class Assignment(nn.Module):
 
     tokens_per_vector = 1
     metric: Metric = "l2"
-    """How near a vector is to a code; update rules search with the same measure."""
+    """How near a vector is to a code; update rules must search with the same measure."""
     score_copies = 0
     """Tensors of N·K numbers that stay alive for the backward pass."""
+    gives: tuple[str, ...] = ("table",)
+    """Fields of `Assigned` that terms may need."""
+    weighs_codes = False
+    """Whether the gradient passes through weights of the codes, and needs `through_weights`."""
     relaxed = False
     """Whether z_q mixes codes in training, so that ids do not determine it there."""
 
@@ -104,6 +108,8 @@ class Nearest(Assignment):
 class LatticePoint(Assignment):
     """The nearest point of a lattice, in closed form."""
 
+    gives = ()
+
     def check(self, codebook: Codebook) -> None:
         """Raise `ValueError` unless the codebook is a lattice."""
         if not isinstance(codebook, Lattice):
@@ -125,8 +131,13 @@ class LatticePoint(Assignment):
 class _Stochastic(Assignment):
     """A temperature that falls with the step: τ = max(final, start · exp(-rate · step))."""
 
+    score_copies = 4
+    weighs_codes = True
+
     def __init__(self, temperature: float, final_temperature: float, anneal_rate: float) -> None:
         super().__init__()
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature={temperature}: must be above 0 and finite")
         if not 0 < final_temperature <= temperature:
             raise ValueError(
                 f"final_temperature={final_temperature}: must lie in (0, temperature={temperature}]"
@@ -164,7 +175,7 @@ class GumbelLogits(_Stochastic):
     gradient reaches the codes; evaluation takes the largest logit without noise.
     """
 
-    score_copies = 4
+    gives = ("table", "log_p")
 
     def __init__(
         self,
@@ -177,6 +188,16 @@ class GumbelLogits(_Stochastic):
     ) -> None:
         super().__init__(temperature, final_temperature, anneal_rate)
         self.logits = nn.Linear(dim, num_codes)
+
+    def check(self, codebook: Codebook) -> None:
+        """Raise `ValueError` unless there is a logit for every code of the one table."""
+        super().check(codebook)
+        made_for = (self.logits.out_features, self.logits.in_features)
+        if made_for != (codebook.num_codes, codebook.dim):
+            raise ValueError(
+                f"GumbelLogits{made_for}: the codebook has {codebook.num_codes} codes of "
+                f"{codebook.dim} numbers; make both alike"
+            )
 
     def forward(self, z: Tensor, codebook: Codebook, clock: Clock, batch: int) -> Assigned:
         """Draw (training) or choose (evaluation) a code for every vector (1, N, D)."""
@@ -204,7 +225,7 @@ class StochasticDistance(_Stochastic):
     and keeps the weights' gradient. Evaluation takes the nearest code.
     """
 
-    score_copies = 4
+    gives = ("table", "log_p", "precision")
 
     def __init__(
         self,

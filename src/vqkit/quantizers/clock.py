@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class Clock(nn.Module):
         self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
         self.micro_batches = 1  # training forwards per step; a setting of the loop, not state
         self._calls, self._seen = 0, 0  # within the running forward
+        self.has_rows = False  # mirrors `rows`: whether there was a training forward in this step
 
     def uniform(self, purpose: int, *coordinates: Tensor) -> Tensor:
         """Uniform float64 numbers in (0, 1) for this step; `purpose` keeps streams apart."""
@@ -84,22 +86,34 @@ class Clock(nn.Module):
         """Remember that a training forward has shown `num_rows` vectors to this quantizer."""
         self._calls, self._seen = self._calls + 1, num_rows
 
+    def begin_forward(self) -> None:
+        """Forget a training forward that failed halfway."""
+        self._calls, self._seen = 0, 0
+
     def end_forward(self) -> None:
         """Count the vectors of a finished training forward."""
         self.rows += self._seen
-        self._calls, self._seen = 0, 0
+        self.has_rows = self.has_rows or self._seen > 0
 
     def advance(self) -> None:
         """Begin the next step."""
         self.step += 1
         self.rows.zero_()
+        self.has_rows = False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.has_rows = bool(self.rows > 0)
 
     @contextmanager
     def seeded_generators(self, purpose: int) -> Iterator[None]:
         """Run a block whose ordinary torch draws (dropout) come from (seed, step)."""
         stream = torch.tensor(purpose, device=self.seed.device)
         seed = int(_shift_right(counter_bits(self.seed, self.step, stream), 1))
-        devices = [self.seed.device] if self.seed.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        device = self.seed.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":  # torch.manual_seed would reach devices that nobody restores
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield

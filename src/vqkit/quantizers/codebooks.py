@@ -32,7 +32,8 @@ class Codebook(nn.Module):
 
     Tables that are computed (`computed`) run once per training forward, so that all segments and
     levels share one graph, and are cached in evaluation. The cache is dropped by `train()`,
-    `load_state_dict`, any conversion and every update, and it notices tensors written in place.
+    `load_state_dict`, any conversion and every update, and it notices tensors written in place
+    (not through `.data`, which leaves no trace: call `GridQuantizer.drop_cache`).
     """
 
     num_codes: int
@@ -41,6 +42,8 @@ class Codebook(nn.Module):
     writable = False
     computed = False
     spherical = False
+    has_table = True
+    """False for a lattice, whose nearest point has a closed form."""
 
     def __init__(self, num_codes: int, dim: int, groups: int = 1) -> None:
         super().__init__()
@@ -151,8 +154,13 @@ class FreeCodebook(Codebook):
     def __init__(
         self, codes: Tensor, *, moved_by: Literal["gradient", "rule"] = "gradient"
     ) -> None:
-        """Hold `codes` (K, D) or (G, K, D)."""
-        codes = codes[None] if codes.ndim == 2 else codes
+        """Hold a copy of `codes` (K, D) or (G, K, D)."""
+        if codes.ndim not in (2, 3) or not codes.is_floating_point():
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape)} and type {codes.dtype}: expected "
+                "floating-point rows (num_codes, dim) or (groups, num_codes, dim)"
+            )
+        codes = (codes[None] if codes.ndim == 2 else codes).detach().clone()
         super().__init__(codes.shape[1], codes.shape[2], codes.shape[0])
         if moved_by == "gradient":
             self.codes = nn.Parameter(codes)

@@ -62,6 +62,10 @@ class SharedSegments(Quantizer):
         costs = self.quantizer.search_costs()
         return [replace(cost, rows=cost.rows * self.num_segments) for cost in costs]
 
+    def estimators(self) -> list[Estimator]:
+        """List how the gradient passes, part by part."""
+        return self.quantizer.estimators()
+
     def summary(self) -> str:
         """Say in a phrase how this quantizer is composed."""
         inner = self.quantizer.summary()
@@ -82,6 +86,10 @@ class Split(Quantizer):
         super().__init__()
         if not parts:
             raise ValueError("parts={}: give at least one quantizer")
+        for name in parts:
+            if not name.isidentifier() or name == "code" or hasattr(nn.ModuleDict, name):
+                raise ValueError(f"parts: {name!r} cannot name a part; use a word such as 'local'")
+        _check_distinct(list(parts.values()), "SharedSegments")
         self.parts = nn.ModuleDict(parts)
         self.weight = _term_weight(reduction, len(parts))
         self.sizes = [part.channels for part in parts.values()]
@@ -111,6 +119,10 @@ class Split(Quantizer):
     def search_costs(self) -> list[SearchCost]:
         """List the searches that one vector needs."""
         return [cost for _, part in self._quantizers() for cost in part.search_costs()]
+
+    def estimators(self) -> list[Estimator]:
+        """List how the gradient passes, part by part."""
+        return [e for _, part in self._quantizers() for e in part.estimators()]
 
     def summary(self) -> str:
         """Say in a phrase how this quantizer is composed."""
@@ -150,6 +162,7 @@ class Residual(Quantizer):
         check_count("num_levels", count)
         if not self.shared and count != len(books):
             raise ValueError(f"num_levels={count}: {len(books)} quantizers were given")
+        _check_distinct(books, "Residual(quantizer, num_levels)")
         for book in books:
             _check_level(book, books[0].channels)
         self.quantizers, self.num_levels = nn.ModuleList(books), count
@@ -198,6 +211,10 @@ class Residual(Quantizer):
         """List the searches that one vector needs."""
         return [c for i in range(self.num_levels) for c in self._level(i).search_costs()]
 
+    def estimators(self) -> list[Estimator]:
+        """List how the gradient passes, part by part."""
+        return [self.estimator]
+
     def summary(self) -> str:
         """Say in a phrase how this quantizer is composed."""
         inner = self._level(0).summary()
@@ -205,6 +222,11 @@ class Residual(Quantizer):
         return f"residual, {self.num_levels} levels, {books} codes" + (
             "" if inner == "whole" else f", of {inner}"
         )
+
+
+def _check_distinct(quantizers: Sequence[Quantizer], remedy: str) -> None:
+    if len({id(quantizer) for quantizer in quantizers}) < len(quantizers):
+        raise ValueError(f"a quantizer is given twice; use {remedy} to share its codes")
 
 
 def _check_level(quantizer: Quantizer, channels: int) -> None:

@@ -35,8 +35,9 @@ class QuantizerDescription:
     multiplications: int
     """Of the nearest-code search, vectors × codes × dim (LooC, supplement 1.2)."""
     score_bytes: int
-    """Tensors of vectors × codes kept for a training step's backward; only where the definition of
-    the assignment needs them (Gumbel, SQ-VAE)."""
+    """Tensors of vectors × codes kept for a training step's backward; only where the definition
+    needs them (Gumbel, SQ-VAE, LFQ's joint entropy). While they are made about twice as much is
+    alive, and evaluation makes them too, for its terms."""
     search_bytes: int
     """Bound of the memory that the search needs besides its operands."""
     batch_size: int
@@ -79,7 +80,8 @@ def describe_quantizer(
     calls = grid.beta**2 if grid.layout == "paper" else 1
     costs = grid.quantizer.search_costs()
     compared = [c for c in costs if c.compares]
-    floats = sum(leaf.codebook.stored_floats() for leaf in grid.quantizer.leaves())
+    books = {id(leaf.codebook): leaf.codebook for leaf in grid.quantizer.leaves()}
+    floats = sum(book.stored_floats() for book in books.values())
     scores = sum(c.rows * c.num_codes * c.score_copies for c in costs)
     return QuantizerDescription(
         height=height,
@@ -115,13 +117,12 @@ def summarize(grid: GridQuantizer) -> dict[str, str]:
     leaves = list(grid.quantizer.leaves())
     wrapper = [] if grid.project_in is None else [f"1×1 {grid.channels} → {grid.width}"]
     wrapper += [f"β = {grid.beta}, {grid.layout} layout"] if grid.beta > 1 else []
-    estimators = getattr(grid.quantizer, "estimator", None)
-    used = [estimators] if estimators is not None else [leaf.estimator for leaf in leaves]
+    estimators = [e.__name__.replace("_", " ") for e in grid.quantizer.estimators()]
     return {
         "codebook": _join([leaf.codebook.summary() for leaf in leaves]),
         "assignment": _join([leaf.assignment.summary() for leaf in leaves]),
         "update": _join([_join([r.summary() for r in leaf.rules]) for leaf in leaves]),  # type: ignore[operator]
         "terms": _join([", ".join(f"{t.weight:g} {t.name}" for t in x.terms) for x in leaves]),
         "composition": grid.quantizer.summary(),
-        "grid": _join([*wrapper, *(e.__name__.replace("_", " ") for e in used)]),
+        "grid": _join([*wrapper, *estimators]),
     }

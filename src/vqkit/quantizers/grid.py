@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_features, check_ids
-from .codebooks import Codebook, check_count
+from .codebooks import check_count
 from .description import QuantizerDescription, describe_quantizer, summarize
 from .quantizer import Quantizer
 from .records import Quantized, Slot
+from .stepping import Stepping
 
 Layout = Literal["paper", "official"]
 
-_IDLE, _COLLECTED, _REDUCED = 0, 1, 2  # what the update rules' statistics hold
 
-
-class GridQuantizer(nn.Module):
+class GridQuantizer(Stepping):
     """Turn a feature map into vectors, quantize them, and turn them back into a map.
 
     Codebook updates never run between a forward and its backward: a training forward only adds to
-    statistics, and `step()` writes the codes. With `auto_step` (the default) the next training
-    forward calls it, so a loop that knows nothing of it trains correctly; a loop that accumulates
-    gradients sets `auto_step = False` and calls `step()` after every optimizer step.
+    statistics, and `step()` writes the codes. With `auto_step` (the default) the first training
+    forward after a backward calls it, so a loop with one backward per optimizer step trains
+    correctly without knowing. A loop that accumulates gradients, or runs the quantizer again for a
+    discriminator, sets `auto_step = False` and calls `step()` after every optimizer step.
 
     Args:
         quantizer: quantizes the vectors.
@@ -44,8 +43,6 @@ class GridQuantizer(nn.Module):
         ValueError: sizes that do not fit.
     """
 
-    pending: Tensor
-
     def __init__(
         self,
         quantizer: Quantizer,
@@ -54,7 +51,7 @@ class GridQuantizer(nn.Module):
         beta: int = 1,
         layout: Layout = "paper",
     ) -> None:
-        super().__init__()
+        super().__init__(quantizer)
         check_count("beta", beta)
         if layout not in get_args(Layout):
             raise ValueError(f"layout={layout!r}: expected one of {get_args(Layout)}")
@@ -63,7 +60,7 @@ class GridQuantizer(nn.Module):
                 f"layout='official' with beta={beta}: {quantizer.channels} channels "
                 f"must be divisible by beta²={beta**2}"
             )
-        self.quantizer, self.beta, self.layout = quantizer, beta, layout
+        self.beta, self.layout = beta, layout
         width = quantizer.channels // (beta**2 if layout == "official" else 1)
         self.project_in: nn.Linear | None = None
         self.project_out: nn.Linear | None = None
@@ -73,10 +70,7 @@ class GridQuantizer(nn.Module):
             self.project_out = nn.Linear(width, in_channels)
         self.width = width
         self.channels = width if in_channels is None else in_channels
-        self.auto_step = True
         self.side_bits = 0.0
-        self.register_buffer("pending", torch.zeros((), dtype=torch.int64))
-        self._stage = _IDLE  # mirrors `pending`, so that no forward waits for a GPU to read it
 
     # ----------------------------------------------------------------- tokens
 
@@ -128,33 +122,49 @@ class GridQuantizer(nn.Module):
         Returns:
             z_q (B, channels, h, w), ids (B, h, w, T), and the terms.
         """
-        if z.ndim != 4:
-            raise ValueError(
-                f"z of shape {tuple(z.shape)}: expected a map (B, {self.channels}, h, w); for "
-                "sequences and channel-last vectors call .vectors(z)"
-            )
-        check_features(z, z.shape[1], self.channels)
-        with self._forwarding(z):
-            rows = self._project(z.permute(0, 2, 3, 1), self.project_in)
-            batch, height, width, _ = rows.shape
-            out = self.quantizer.quantize(self._to_rows(rows).flatten(1, -2))
-            z_q = self._from_rows(out.z_q.unflatten(1, (height, width, -1)))
-            return Quantized(z_q, out.ids.reshape(batch, height, width, -1), out.terms)
+        return self._untraced(self._map, z)
 
     def vectors(self, z: Tensor) -> Quantized:
         """Quantize vectors (..., channels) of a sequence or a channel-last map; ids (..., T).
 
         The first axis counts the images, as far as a term sums over positions.
         """
+        return self._untraced(self._vectors, z)
+
+    @staticmethod
+    def _untraced(quantize: Callable[[Tensor], Quantized], z: Tensor) -> Quantized:
+        """Searches, statistics and seeds are nothing that a compiler can trace: step around them.
+
+        Not a decorator, which would import the compiler.
+        """
+        if torch.compiler.is_compiling():
+            quantize = torch.compiler.disable(quantize)
+        return quantize(z)
+
+    def _map(self, z: Tensor) -> Quantized:
+        if z.ndim != 4:
+            raise ValueError(
+                f"z of shape {tuple(z.shape)}: expected a map (B, {self.channels}, h, w); for "
+                "sequences and channel-last vectors call .vectors(z)"
+            )
+        check_features(z, z.shape[1], self.channels)
+        with self._forwarding(z.device):
+            rows = self._project(z.permute(0, 2, 3, 1), self.project_in)
+            batch, height, width, _ = rows.shape
+            out = self.quantizer.quantize(self._to_rows(rows).flatten(1, -2))
+            z_q = self._from_rows(out.z_q.unflatten(1, (height, width, -1)))
+        return self._watched(Quantized(z_q, out.ids.reshape(batch, height, width, -1), out.terms))
+
+    def _vectors(self, z: Tensor) -> Quantized:
         self._check_vectors()
         if z.ndim < 2:
             raise ValueError(f"z of shape {tuple(z.shape)}: expected (..., {self.channels})")
         check_features(z, z.shape[-1], self.channels)
-        with self._forwarding(z):
+        with self._forwarding(z.device):
             rows = self._project(z, self.project_in)
             out = self.quantizer.quantize(rows.reshape(len(z), -1, self.width))
             z_q = self._project(out.z_q.reshape(*z.shape[:-1], -1), self.project_out)
-            return Quantized(z_q, out.ids.reshape(*z.shape[:-1], -1), out.terms)
+        return self._watched(Quantized(z_q, out.ids.reshape(*z.shape[:-1], -1), out.terms))
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Turn tokens (B, h, w, T) into the map (B, channels, h, w) they stand for."""
@@ -174,67 +184,7 @@ class GridQuantizer(nn.Module):
         with torch.no_grad(), _in_full_precision(ids.device):
             return self._project(self.quantizer.lookup(ids), self.project_out)
 
-    # ---------------------------------------------------------------- updates
-
-    def step(self) -> None:
-        """Write what the update rules have gathered, on all processes together.
-
-        Call it once after every optimizer step when `auto_step` is False. Without a training
-        forward since the last call it does nothing.
-        """
-        if self._stage == _IDLE:
-            return
-        if self._stage == _COLLECTED:
-            self._reduce()
-        for leaf in self.quantizer.leaves():
-            leaf.apply_rules()
-        for book in self._codebooks():
-            book.drop_cache()
-        self._set_stage(_IDLE)
-
-    def set_micro_batches(self, count: int) -> None:
-        """Tell how many training forwards make one step (gradient accumulation).
-
-        Random draws then number the vectors as one large batch would.
-        """
-        check_count("micro_batches", count)
-        for leaf in self.quantizer.leaves():
-            leaf.clock.micro_batches = count
-
-    def _reduce(self) -> None:
-        for leaf in self.quantizer.leaves():
-            leaf.reduce()
-        self._set_stage(_REDUCED)
-
-    def _set_stage(self, stage: int) -> None:
-        self._stage = stage
-        self.pending.fill_(stage)
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state, prefix, *args)
-        self._stage = int(self.pending)
-
     # ---------------------------------------------------------------- helpers
-
-    @contextmanager
-    def _forwarding(self, z: Tensor) -> Iterator[None]:
-        if self.training and self.auto_step:
-            self.step()
-        with ExitStack() as stack:
-            stack.enter_context(_in_full_precision(z.device))
-            for book in self._codebooks():
-                stack.enter_context(book.held())
-            yield
-        if self.training:
-            for leaf in self.quantizer.leaves():
-                leaf.clock.end_forward()
-            self._set_stage(_COLLECTED)
-            if self.auto_step:
-                # Joined at once: a foreign DDP copies rank 0's buffers before its next forward.
-                self._reduce()
-
-    def _codebooks(self) -> Iterator[Codebook]:
-        return (module for module in self.modules() if isinstance(module, Codebook))
 
     def _to_rows(self, z: Tensor) -> Tensor:
         """(B, h, w, width) -> (B, h, w, sub-pixels, quantizer.channels)."""

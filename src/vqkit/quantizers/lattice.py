@@ -17,6 +17,7 @@ class Lattice(Codebook):
     """A codebook with a rule instead of a table. `table` materialises it, so ask only if small."""
 
     strides: Tensor
+    has_table = False
 
     def nearest(self, z: Tensor) -> Tensor:
         """Ids (...) of the lattice points nearest to projected vectors (..., D)."""

@@ -271,7 +271,7 @@ def simvq(
 
 def vqgan_lc(
     features: Tensor,
-    dim: int | None = 8,
+    dim: int | None = None,
     *,
     frozen: bool = True,
     projector: bool = True,
@@ -281,14 +281,15 @@ def vqgan_lc(
     in_channels: int | None = 256,
 ) -> GridQuantizer:
     """VQGAN-LC: clustered features (K, F) of a vision encoder behind a projector
-    (arXiv:2406.11837, eq. 3; Table 9 varies `frozen` and `projector`, Table 10 `dim`)."""
-    width = features.shape[-1] if dim is None or not projector else dim
+    (arXiv:2406.11837, eq. 3; Table 9 varies `frozen` and `projector`, Table 10 `dim`: 8)."""
+    width = features.shape[-1]
     head: nn.Module = nn.Identity()
     if projector:
+        width = 8 if dim is None else dim
         head = nn.Linear(features.shape[-1], width)
         nn.init.normal_(head.weight, std=width**-0.5)
-    elif dim not in (None, features.shape[-1]):
-        raise ValueError(f"dim={dim} with projector=False: features have {features.shape[-1]}")
+    elif dim not in (None, width):
+        raise ValueError(f"dim={dim} with projector=False: features have {width}; leave dim out")
     book = ProjectedCodebook(features, head, width, frozen=frozen)
     quantizer = VectorQuantizer(book, Nearest(metric), terms=_paid(codebook, commitment))
     return GridQuantizer(quantizer, in_channels=in_channels)
@@ -421,8 +422,8 @@ def _update_rules(
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
-    if len(value) != 2:
-        raise ValueError(f"{tuple(value)}: give one size, or a pair (global, local)")
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"{value!r}: give one size, or a pair (global, local)")
     return value[0], value[1]
 
 

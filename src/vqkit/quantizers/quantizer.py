@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .assignments import Assignment
 from .clock import Clock
 from .codebooks import Codebook
-from .estimators import Estimator, straight_through
+from .estimators import Estimator, straight_through, through_weights
 from .records import Quantized, Slot
 from .terms import Term
 from .updates import UpdateRule
@@ -55,6 +55,10 @@ class Quantizer(nn.Module):
 
     def search_costs(self) -> list[SearchCost]:
         """List the searches that one vector needs."""
+        raise NotImplementedError
+
+    def estimators(self) -> list[Estimator]:
+        """List how the gradient passes, part by part."""
         raise NotImplementedError
 
     def summary(self) -> str:
@@ -109,7 +113,7 @@ class VectorQuantizer(Quantizer):
         self.clock = Clock()
         self.channels = codebook.groups * codebook.dim
         self._name_slots()
-        self._check_terms()
+        self._check_parts()
 
     def _name_slots(self) -> None:
         groups, k = self.codebook.groups, self.assignment.tokens_per_vector
@@ -119,22 +123,27 @@ class VectorQuantizer(Quantizer):
         self.slots = tuple(Slot(name, self.codebook.num_codes) for name in names)
         self.books = tuple(tuple(range(g * k, (g + 1) * k)) for g in range(groups))
 
-    def _check_terms(self) -> None:
-        """Run one vector through in evaluation: a term finds out what the assignment gives."""
-        training = self.training
-        self.eval()
-        with torch.no_grad():
-            z = torch.zeros(self.codebook.groups, 1, self.codebook.dim)
-            assigned = self.assignment(self.codebook.project(z), self.codebook, self.clock, 1)
-        self.train(training)
+    def _check_parts(self) -> None:
+        kind = type(self.assignment).__name__
+        if (self.estimator is through_weights) != self.assignment.weighs_codes:
+            fitting = "through_weights" if self.assignment.weighs_codes else "straight_through"
+            raise ValueError(
+                f"estimator={self.estimator.__name__}: no gradient would pass {kind}; use {fitting}"
+            )
         for term in self.terms:
-            for need in term.needs:
-                if getattr(assigned, need) is None:
-                    raise ValueError(
-                        f"the term {term.name} needs {need}, which "
-                        f"{type(self.assignment).__name__} on {type(self.codebook).__name__} does "
-                        "not give; use another assignment, or drop the term"
-                    )
+            missing = [need for need in term.needs if need not in self.assignment.gives]
+            if missing:
+                raise ValueError(
+                    f"the term {term.name} needs {', '.join(missing)}, which {kind} does not give; "
+                    "use another assignment, or drop the term"
+                )
+        for part in (*self.rules, *self.terms):
+            metric = getattr(part, "metric", self.assignment.metric)
+            if metric != self.assignment.metric:
+                raise ValueError(
+                    f"{type(part).__name__}(metric={metric!r}): {kind} measures by "
+                    f"{self.assignment.metric!r}; use the same for both"
+                )
 
     def quantize(self, z: Tensor) -> Quantized:
         """Quantize vectors (B, P, channels); ids are (B, P, T)."""
@@ -182,9 +191,12 @@ class VectorQuantizer(Quantizer):
     def search_costs(self) -> list[SearchCost]:
         """List the searches that one vector needs."""
         book = self.codebook
-        compares = book.stored_floats() > 0
-        copies = self.assignment.score_copies
-        return [SearchCost(book.groups, book.num_codes, book.dim, copies, compares)]
+        copies = self.assignment.score_copies + sum(t.score_copies(book.dim) for t in self.terms)
+        return [SearchCost(book.groups, book.num_codes, book.dim, copies, book.has_table)]
+
+    def estimators(self) -> list[Estimator]:
+        """List how the gradient passes, part by part."""
+        return [self.estimator]
 
     def summary(self) -> str:
         """Say in a phrase how this quantizer is composed."""

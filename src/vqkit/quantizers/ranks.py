@@ -1,4 +1,7 @@
-"""The few collectives that codebook updates need. Shapes are equal on all processes, always."""
+"""The few collectives that codebook updates need. Shapes are equal on all processes, always.
+
+They run on the default process group: every process of it must run the quantizer.
+"""
 
 from __future__ import annotations
 

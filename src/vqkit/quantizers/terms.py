@@ -6,6 +6,7 @@ are two terms, never one β on whichever of them a code base happens to scale.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,6 +34,10 @@ class Term:
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise ValueError(f"{self.name} weight={self.weight}: must not be negative")
+
+    def score_copies(self, dim: int) -> int:
+        """Tensors of vectors × codes that this term keeps for the backward pass."""
+        return 0
 
     def __call__(self, a: Assigned) -> Tensor:
         """Return the weighted scalar."""
@@ -72,7 +77,7 @@ class UniformKL(Term):
     def value(self, a: Assigned) -> Tensor:
         """Return the scalar before its weight."""
         assert a.log_p is not None
-        log_k = torch.log(torch.tensor(float(a.log_p.shape[-1])))
+        log_k = math.log(a.log_p.shape[-1])
         return (a.log_p.exp() * (a.log_p + log_k)).sum(-1).mean()
 
 
@@ -120,6 +125,10 @@ class BitEntropy(Term):
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: must be above 0")
 
+    def score_copies(self, dim: int) -> int:
+        """One, where the mean is over all codes."""
+        return int(dim <= self.joint_bits)
+
     def value(self, a: Assigned) -> Tensor:
         """Return the scalar before its weight."""
         log_p = binary_log_probabilities(a.z[0], self.temperature)  # (N, D, 2)
@@ -165,13 +174,16 @@ class Contrastive(Term):
         assert a.table is not None
         total = a.z.new_zeros(())
         for z, codes in zip(a.z.detach(), a.table, strict=True):
-            for part in codes.split(max(1, self.block // len(z))):
+            step = max(1, self.block // len(z))
+            for start in range(0, len(codes), step):
+                part = codes[start : start + step]
                 total = total + checkpoint(
                     self._block, part, z, max(1, len(z) // len(codes)), use_reentrant=False
                 )
         return total / (a.table.shape[0] * a.table.shape[1])
 
     def _block(self, codes: Tensor, z: Tensor, num_positive: int) -> Tensor:
+        codes, z = codes.float(), z.float()
         if self.metric == "cosine":
             similarity = F.normalize(codes, dim=-1) @ F.normalize(z, dim=-1).T
         else:

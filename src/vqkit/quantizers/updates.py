@@ -1,13 +1,14 @@
 """How a codebook moves besides gradient descent.
 
 In training `collect` only adds to statistics, which are buffers. `reduce` joins them over all
-processes, and `apply` writes the codes and clears them; neither runs between a forward and its
+processes, and `apply_to` writes the codes and clears them; neither runs between a forward and its
 backward (`GridQuantizer.step`).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,26 @@ from .records import Assigned
 SAMPLE, RESTART_NOISE = 3, 4  # streams of random numbers; see Clock.uniform
 
 
-class UpdateRule(nn.Module):
+class Statistics(nn.Module):
+    """Buffers that keep their type when a model is converted to 16 bits: counts must be exact."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Statistics:
+        def move(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+class UpdateRule(Statistics):
     """Base class of all update rules."""
+
+    shape: tuple[int, int, int]
+    """(G, K, D) of the codebook that the rule was made for."""
+
+    def __init__(self, codebook: Codebook) -> None:
+        super().__init__()
+        self.shape = (codebook.groups, codebook.num_codes, codebook.dim)
 
     def check(self, codebook: Codebook) -> None:
         """Raise `ValueError` if this rule cannot work with the codebook."""
@@ -31,6 +50,12 @@ class UpdateRule(nn.Module):
             raise ValueError(
                 f"{type(self).__name__} writes codes in place, but {type(codebook).__name__} "
                 "computes its codes; use FreeCodebook, or drop the rule"
+            )
+        shape = (codebook.groups, codebook.num_codes, codebook.dim)
+        if shape != self.shape:
+            raise ValueError(
+                f"{type(self).__name__} was made for codes (groups, codes, dim) = {self.shape}, "
+                f"not {shape}; make it for the codebook that it updates"
             )
 
     def collect(self, a: Assigned, codebook: Codebook, clock: Clock) -> None:
@@ -50,7 +75,7 @@ class UpdateRule(nn.Module):
         raise NotImplementedError
 
 
-class RowSample(nn.Module):
+class RowSample(Statistics):
     """A uniform sample of K vectors out of all that a step has seen, in random order.
 
     Every vector has a random priority drawn from (seed, step, its number in the batch); the K
@@ -97,7 +122,8 @@ class EMA(UpdateRule):
     """Codes are exponential averages of their vectors (arXiv:1711.00937, appendix A.1).
 
     It starts warm: every code counts as one vector at its initial place, so that an unused code
-    stays where it is instead of being flung to 1e5. With `restart_below`, codes whose average
+    is not flung to 1e5. It stays where it is until its count has decayed to the size of `eps`
+    (about 1,000 steps), and then drifts towards zero. With `restart_below`, codes whose average
     count fell under it restart at random vectors of the batch (RQ-VAE).
     """
 
@@ -114,7 +140,7 @@ class EMA(UpdateRule):
         eps: float = 1e-5,
         restart_below: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(codebook)
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay}: must lie in [0, 1)")
         if eps < 0:
