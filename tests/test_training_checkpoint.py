@@ -212,3 +212,11 @@ def test_optimizer_state_returns_by_name():
         steps.step()
     assert torch.equal(model.weight, other.weight)
     assert torch.equal(model.bias, other.bias)
+
+
+def test_a_run_stopped_after_its_last_checkpoint_makes_no_further_step(images, whole, tmp_path):
+    train(run_config(images), out=tmp_path / "stopped", progress=False)
+    without_result(tmp_path / "stopped", steps=12)
+    train(run_config(images), out=tmp_path / "stopped", progress=False)
+    assert names(tmp_path / "stopped")[-1] == "step_00000012"
+    assert_same_run(whole, tmp_path / "stopped", 12)

@@ -68,6 +68,14 @@ def train(
     run = _Run(config, folder, presets)
     if run.finished:
         return run.result()
+    if not run.complete:  # else it was stopped between its last checkpoint and its result
+        _make_steps(run, progress)
+    run.write_result()
+    return run.result()
+
+
+def _make_steps(run: _Run, progress: bool) -> None:
+    """Train until the last step, with a checkpoint there."""
     with (
         reproducible(run.accelerator.device),
         Interrupt() as interrupt,
@@ -87,9 +95,9 @@ def train(
             if run.complete:
                 break
             if stop:
-                raise KeyboardInterrupt(f"stopped after step {run.trainer.done}, saved in {folder}")
-    run.write_result()
-    return run.result()
+                raise KeyboardInterrupt(
+                    f"stopped after step {run.trainer.done}, saved in {run.folder}"
+                )
 
 
 class _Run:
