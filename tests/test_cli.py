@@ -214,8 +214,8 @@ def test_train_evaluate_and_describe(pictures, tmp_path, capsys):
         "commitment": 1.0,
     }
     capsys.readouterr()
-    assert "data.source" in refused(capsys, "evaluate", str(run))  # the run names no test images
-    held_out = ["--data.source", "folder", "--data.path", str(pictures)]
+    assert "data.source" in refused(capsys, "evaluate", str(run / "tokenizer"))  # of no run
+    held_out = ["--data.path", str(pictures)]
     assert main(["evaluate", str(run), *held_out, "--data.limit", "3"]) == 0
     assert "photos_looc" in capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
@@ -302,3 +302,31 @@ def test_the_tokenizer_of_a_run_is_plain_files(pictures, tmp_path):
     assert training(pictures, tmp_path / "run", recipe="photos_cvq") == 0
     tokenizer = ImageTokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
     assert tokenizer.encode(torch.zeros(1, 3, 8, 8)).shape == (1, 2, 2, 1)
+
+
+def test_a_run_that_never_began_may_be_begun_with_other_settings(pictures, tmp_path, capsys):
+    """The message's advice can be followed in the same folder."""
+    run = tmp_path / "run"
+    words = ["train", "photos_fsq", "--path", str(pictures), "--out", str(run), "--num_steps", "2"]
+    words += ["--network.hidden", "8", "--size", "16", "--batch_size"]
+    assert "batch_size" in refused(capsys, *words, "5000")
+    assert main([*words, "2"]) == 0
+
+
+def test_a_longer_run_goes_on_though_its_logging_changes(pictures, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["train", "photos_fsq", "--path", str(pictures), "--out", str(run), "--size", "16"]
+    words += ["--network.hidden", "8", "--batch_size", "2", "--num_steps"]
+    assert main([*words, "2"]) == 0
+    assert main([*words, "4"]) == 0
+    assert "goes on from there" in capsys.readouterr().err
+    assert "other settings" in refused(capsys, *words, "4", "--optim.lr", "0.5")
+
+
+def test_an_interrupted_command_says_so(monkeypatch, capsys):
+    def interrupt(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vqkit.cli.describe.run", interrupt)
+    assert main(["describe", "looc"]) == 130
+    assert capsys.readouterr().err == "vqkit: interrupted\n"

@@ -17,7 +17,7 @@ from vqkit.data import load_images
 from vqkit.models import ImageTokenizer, TokenizerConfig
 from vqkit.training import load_checkpoint, train
 
-SAMPLE, CAMPAIGN = 60, 20_000
+SAMPLE, CAMPAIGN = 60, 5_000
 COUNTS = [pytest.param(SAMPLE), pytest.param(CAMPAIGN, marks=pytest.mark.soak)]
 
 

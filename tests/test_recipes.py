@@ -101,7 +101,7 @@ def test_options_replace_the_published_ones():
     assert recipe("looc_mnist")(batch_size=64).optim.num_steps == 500 * 937
     folder = recipe("photos_looc")(path="mine", size=128, num_steps=9)
     assert (folder.data.source, folder.data.path, folder.data.crop_size) == ("folder", "mine", 128)
-    assert folder.test_data is None
+    assert (folder.test_data.source, folder.test_data.split) == ("photos", "test")
     tested = recipe("photos_looc")(path="mine", test_path="theirs")
     assert tested.test_data == DataConfig(source="folder", path="theirs")
 

@@ -100,9 +100,14 @@ class DataConfig:
         _check_choice("data.source", self.source, Source)
         _check_choice("data.crop", self.crop, Crop)
         require(
-            self.path is not None or self.source == "photos",
-            f"data.path=None with data.source={self.source!r}",
+            bool(self.path) or (self.path is None and self.source == "photos"),
+            f"data.path={self.path!r} with data.source={self.source!r}",
             "name the folder or file that holds the images",
+        )
+        require(
+            self.path is None or self.source != "photos",
+            f"data.path={self.path!r} with data.source='photos'",
+            "these photographs are inside the wheels; leave the path out, or use 'folder'",
         )
         require(
             (self.crop == "none") == (self.crop_size is None),

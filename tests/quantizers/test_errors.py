@@ -154,6 +154,13 @@ WRONG = {
         lambda: VectorQuantizer(book(), Nearest("cosine"), rules=[Anchors(book())]),
         "use the same for both",
     ),
+    "a grid inside segments": (
+        lambda: SharedSegments(vq_vae(4, 2), 2),
+        "give its .quantizer",
+    ),
+    "a grid inside a split": (lambda: Split({"a": vq_vae(4, 2)}), "give its .quantizer"),
+    "a grid as a level": (lambda: Residual(vq_vae(4, 2), 2), "give its .quantizer"),
+    "a grid inside a grid": (lambda: GridQuantizer(vq_vae(4, 2)), "give its .quantizer"),
     "a quantizer twice": (
         lambda: Split(dict.fromkeys("ab", vq_vae(4, 2).quantizer)),
         "given twice",

@@ -127,6 +127,11 @@ def test_models_in_16_bits_train_with_exact_counts(name):
     out = quantizer(z)
     (out.z_q.float().square().mean() + out.loss.float()).backward()
     assert z.grad.dtype == torch.bfloat16
+    has_table = any(leaf.codebook.has_table for leaf in quantizer.quantizer.leaves())
+    assert out.z_q.dtype == (
+        torch.bfloat16 if has_table or quantizer.project_out else torch.float32
+    )
+    assert quantizer.lookup(out.ids).dtype == out.z_q.dtype
     quantizer.step()
     for leaf in quantizer.quantizer.leaves():
         for rule in leaf.rules:
@@ -160,3 +165,17 @@ def test_weights_written_through_data_need_drop_cache(name):
     twin = make(name)
     twin.load_state_dict(quantizer.state_dict())
     assert torch.equal(quantizer(z).z_q, twin.eval()(z).z_q)
+
+
+@pytest.mark.parametrize("make_quantizer", [
+    lambda: vq_ema(8, 4, restart_below=1.0),
+    lambda: cvq(8, 4, anchors="random"),
+    lambda: cvq(8, 4, anchors="probrandom"),
+    lambda: looc(8, 2, num_segments=2),
+])  # fmt: skip
+def test_a_forward_of_nan_spoils_no_codes(make_quantizer):
+    quantizer = make_quantizer().train()
+    for value in (0.0, torch.nan, 0.0):
+        quantizer(feature_map(quantizer) + value)
+        quantizer.step()
+    assert torch.isfinite(codes_of(quantizer)).all()

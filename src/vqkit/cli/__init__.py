@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt as stop:
-        _complain(f"{stop or 'interrupted'}; the same command (less --fresh) goes on from here")
+        resumes = words[:1] in (["train"], ["compare"], ["demo"])
+        hint = "; the same command (less --fresh) goes on from here" if resumes else ""
+        _complain(f"{str(stop) or 'interrupted'}{hint}")
         return INTERRUPTED
     except BrokenPipeError:  # `vqkit describe | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        _complain(str(error))
+        if isinstance(error, OSError) and error.filename is not None:
+            _complain(f"{error.filename}: cannot be used ({error.strerror}); choose another place")
+        else:
+            _complain(str(error))
         return BAD_INPUT
 
 

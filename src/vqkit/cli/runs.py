@@ -71,6 +71,8 @@ def test_images(config: RunConfig | None, changes: dict[str, Any]) -> DataConfig
     if "source" in changes and changes["source"] != base.get("source"):
         base = {"channels": base["channels"]} if base else {}  # another set, with its own path
     values = {**base, **changes}
+    if values.get("path") and values.get("source", "photos") == "photos":
+        values["source"] = changes.get("source", "folder")  # `photos` has no path
     if "source" not in values:
         raise ValueError(
             "data.source: no images to measure on are known; give --data.source and --data.path"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from vqkit.cli.console import say
+from vqkit.cli.console import say, tell
 from vqkit.cli.options import Options, Values, merged, one_name
 from vqkit.cli.runs import remove_run
 from vqkit.config import RunConfig, from_dict, to_dict
@@ -41,11 +42,16 @@ def run(words: Sequence[str]) -> None:
     folder = Path(out) if out is not None else Path("runs") / config.name
     if fresh:
         remove_run(folder)
-    from vqkit.training import train
+    from vqkit.training import list_checkpoints, run_folder, train
 
+    run_folder.check_settings(folder, config, resume=True)
+    present = list_checkpoints(folder)
+    if present:
+        tell(f"{folder} holds this run up to {present[-1].name}; it goes on from there")
     result = train(config, out=folder)
-    last = result.log[-1]
-    say(f"trained {config.name}, {last['step']:,} steps, loss {last['loss']:.4g} → {folder}")
+    if os.environ.get("RANK", "0") == "0":  # one line, not one per process of torchrun
+        last = result.log[-1]
+        say(f"trained {config.name}, {last['step']:,} steps, loss {last['loss']:.4g} → {folder}")
 
 
 def _declare(options: Options, function: Callable[..., RunConfig] | None) -> list[str]:

@@ -71,7 +71,9 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the settings in `folder`; a missing, unreadable or foreign file is a `ValueError`."""
-    path = folder / CONFIG
+    path, inside = folder / CONFIG, folder / "tokenizer"
+    is_run = (inside / CONFIG).is_file()
+    require(not is_run, f"{folder}", f"is the folder of a run; load {inside}")
     require(path.is_file(), f"{path}", f"is missing; {folder} is no saved vqkit model")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -169,7 +169,8 @@ class VectorPool(AnchorSource):
     def take(self, codes: Tensor, clock: Clock) -> Tensor:
         """Return the refreshed pool, (G, K, D), and begin the next step."""
         found = torch.isfinite(self.sample.priority)[:, None]
-        position = torch.arange(len(found), device=found.device)
+        found = found & torch.isfinite(self.sample.rows).all(-1, keepdim=True)
+        position = torch.arange(found.shape[1], device=found.device)
         order = clock.uniform(POOL_ORDER, position).argsort()
         self.anchors[:, order] = torch.where(found, self.sample.rows, self.anchors[:, order])
         self.sample.clear()
@@ -212,8 +213,9 @@ class WeightedDraws(AnchorSource):
         self.rows = self.rows[:, :0].clone()
 
     def take(self, codes: Tensor, clock: Clock) -> Tensor:
-        """Return the anchors, (G, K, D)."""
-        return self.anchors
+        """Return the anchors, (G, K, D); a code whose draw found no finite vector stays itself."""
+        found = torch.isfinite(self.anchors).all(-1, keepdim=True)
+        return torch.where(found, self.anchors, codes.to(self.anchors))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}rows" in state:  # as many as were waiting when it was saved

@@ -50,5 +50,5 @@ def build(
 
 def _unknown(name: str, known: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown{hint} Known are {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown; {hint}Known are {', '.join(known)}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .assignments import Nearest
 from .codebooks import check_count
 from .estimators import Estimator, straight_through
-from .quantizer import Quantizer, SearchCost, join_path
+from .quantizer import Quantizer, SearchCost, check_quantizer, join_path
 from .records import Quantized, Slot
 
 Reduction = Literal["sum", "mean"]
@@ -27,6 +27,7 @@ class SharedSegments(Quantizer):
 
     def __init__(self, quantizer: Quantizer, num_segments: int) -> None:
         super().__init__()
+        check_quantizer(quantizer)
         check_count("num_segments", num_segments)
         self.quantizer, self.num_segments = quantizer, num_segments
         self.channels = num_segments * quantizer.channels
@@ -156,8 +157,8 @@ class Residual(Quantizer):
         estimator: Estimator = straight_through,
     ) -> None:
         super().__init__()
-        self.shared = isinstance(levels, Quantizer)
-        books = [levels] if isinstance(levels, Quantizer) else list(levels)
+        self.shared = isinstance(levels, nn.Module)
+        books = [levels] if isinstance(levels, nn.Module) else list(levels)
         count = num_levels if num_levels is not None else len(books)
         check_count("num_levels", count)
         if not self.shared and count != len(books):
@@ -225,6 +226,8 @@ class Residual(Quantizer):
 
 
 def _check_distinct(quantizers: Sequence[Quantizer], remedy: str) -> None:
+    for quantizer in quantizers:
+        check_quantizer(quantizer)
     if len({id(quantizer) for quantizer in quantizers}) < len(quantizers):
         raise ValueError(f"a quantizer is given twice; use {remedy} to share its codes")
 

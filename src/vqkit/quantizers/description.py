@@ -49,6 +49,7 @@ class QuantizerDescription:
 
     def text(self) -> str:
         """Lines for people."""
+        mebibytes = self.search_bytes / 2**20
         rows = [
             ("feature map", f"{self.height}×{self.width} positions"),
             (
@@ -63,7 +64,7 @@ class QuantizerDescription:
             ("side information", f"{self.side_bits:g} bits a position"),
             ("codebook", f"{self.codebook_floats:,} floats, {self.codebook_bytes:,} bytes"),
             ("multiplications", f"{self.multiplications:,} per image for the search"),
-            ("search memory", f"below {self.search_bytes / 2**20:.0f} MiB"),
+            ("search memory", f"below {mebibytes:.0f} MiB" if mebibytes else "none"),
             ("score memory", f"{self.score_bytes / 2**20:,.1f} MiB at batch {self.batch_size}"),
         ]
         return "\n".join(f"{name:<18}{value}" for name, value in rows)

@@ -149,7 +149,7 @@ class GridQuantizer(Stepping):
             )
         check_features(z, z.shape[1], self.channels)
         with self._forwarding(z.device):
-            rows = self._project(z.permute(0, 2, 3, 1), self.project_in)
+            rows = self._enter(z.permute(0, 2, 3, 1))
             batch, height, width, _ = rows.shape
             out = self.quantizer.quantize(self._to_rows(rows).flatten(1, -2))
             z_q = self._from_rows(out.z_q.unflatten(1, (height, width, -1)))
@@ -161,9 +161,9 @@ class GridQuantizer(Stepping):
             raise ValueError(f"z of shape {tuple(z.shape)}: expected (..., {self.channels})")
         check_features(z, z.shape[-1], self.channels)
         with self._forwarding(z.device):
-            rows = self._project(z, self.project_in)
+            rows = self._enter(z)
             out = self.quantizer.quantize(rows.reshape(len(z), -1, self.width))
-            z_q = self._project(out.z_q.reshape(*z.shape[:-1], -1), self.project_out)
+            z_q = self._leave(out.z_q.reshape(*z.shape[:-1], -1))
         return self._watched(Quantized(z_q, out.ids.reshape(*z.shape[:-1], -1), out.terms))
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class GridQuantizer(Stepping):
         self._check_vectors()
         check_ids(ids, self.slots)
         with torch.no_grad(), _in_full_precision(ids.device):
-            return self._project(self.quantizer.lookup(ids), self.project_out)
+            return self._leave(self.quantizer.lookup(ids))
 
     # ---------------------------------------------------------------- helpers
 
@@ -206,14 +206,20 @@ class GridQuantizer(Stepping):
             z_q = rows.squeeze(-2).unflatten(-1, (self.width, self.beta**2)).mean(-1)
         else:
             z_q = rows.mean(-2)
-        return self._project(z_q, self.project_out).permute(0, 3, 1, 2).contiguous()
+        return self._leave(z_q).permute(0, 3, 1, 2).contiguous()
 
-    @staticmethod
-    def _project(z: Tensor, layer: nn.Linear | None) -> Tensor:
-        """Apply a 1×1 projection, and leave 16-bit numbers behind: distances are float32."""
-        if layer is not None:
-            z = layer(z.to(layer.weight.dtype))
+    def _enter(self, z: Tensor) -> Tensor:
+        """Project vectors (..., channels) in, and leave 16 bits behind: distances are float32."""
+        if self.project_in is not None:
+            z = self.project_in(z.to(self.project_in.weight.dtype))
         return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+    def _leave(self, z_q: Tensor) -> Tensor:
+        """Project quantized vectors out; they keep the type of the codebook."""
+        if self.project_out is None:
+            return z_q
+        out: Tensor = self.project_out(z_q.to(self.project_out.weight.dtype))
+        return out
 
     def _check_vectors(self) -> None:
         if self.beta > 1:

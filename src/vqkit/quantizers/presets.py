@@ -309,7 +309,7 @@ def dual(
     in_channels: int | None = None,
 ) -> GridQuantizer:
     """Dual Codebook VQ: half of the channels to a global book refined by a transformer over its
-    codes, half to a plain local book (methods 2.23). Pairs give (global, local) sizes."""
+    codes, half to a plain local book (section 3). Pairs give (global, local) sizes."""
     (global_codes, local_codes), (global_dim, local_dim) = _pair(num_codes), _pair(dim)
     base: Codebook = FreeCodebook(normal_codes(global_codes, global_dim))
     if refiner == "transformer":
@@ -347,7 +347,7 @@ def looc(
     in_channels: int | None = None,
 ) -> GridQuantizer:
     """LooC: one small codebook shared by all segments of a feature, read from a map enlarged β
-    times and pooled back; CVQ keeps the codes alive (methods 2.24)."""
+    times and pooled back; CVQ keeps the codes alive (sections 3.2-3.3)."""
     book = FreeCodebook(uniform_codes(num_codes, dim))
     rules = _update_rules(update, book, anchors, metric)
     each = VectorQuantizer(book, Nearest(metric), terms=_paid(1.0, commitment), rules=rules)

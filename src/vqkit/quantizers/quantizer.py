@@ -77,6 +77,13 @@ class Quantizer(nn.Module):
         return any(leaf.assignment.relaxed for leaf in self.leaves())
 
 
+def check_quantizer(value: object) -> None:
+    """Raise `ValueError` unless value quantizes vectors; a preset's result holds one inside."""
+    if not isinstance(value, Quantizer):
+        hint = "; give its .quantizer" if isinstance(value, nn.Module) else ""
+        raise ValueError(f"{type(value).__name__} is no quantizer of vectors{hint}")
+
+
 class VectorQuantizer(Quantizer):
     """Quantize vectors with one codebook, or with G independent ones on G equal parts (PQ).
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import ranks
 from .codebooks import Codebook, check_count
-from .quantizer import Quantizer
+from .quantizer import Quantizer, check_quantizer
 from .records import Quantized
 
 _IDLE, _COLLECTED, _REDUCED = 0, 1, 2  # what the update rules' statistics hold
@@ -24,6 +24,7 @@ class Stepping(nn.Module):
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
+        check_quantizer(quantizer)
         self.quantizer = quantizer
         self.auto_step = True
         self.register_buffer("pending", torch.zeros((), dtype=torch.int64))

@@ -184,8 +184,12 @@ class EMA(UpdateRule):
 
     def apply_to(self, codebook: Codebook, clock: Clock) -> None:
         """Move the averages, restart dead codes, write the codes."""
-        self.counts.lerp_(self.new_counts, 1 - self.decay)
-        self.sums.lerp_(self.new_sums, 1 - self.decay)
+        # A step with a vector that is not finite is left out: it would stay in the sums for ever.
+        sound = torch.isfinite(self.new_sums).all()
+        counts = self.counts.lerp(self.new_counts, 1 - self.decay)
+        sums = self.sums.lerp(self.new_sums, 1 - self.decay)
+        self.counts.copy_(torch.where(sound, counts, self.counts))
+        self.sums.copy_(torch.where(sound, sums, self.sums))
         if self.sample is not None:
             self._restart(clock)
         total = self.counts.sum(-1, keepdim=True)
@@ -206,6 +210,7 @@ class EMA(UpdateRule):
         fresh = rows[:, position % found.clamp(min=1)]
         fresh = fresh + torch.where(copied, noise * 0.01 / math.sqrt(rows.shape[2]), 0)
         dead = (self.counts < (self.restart_below or 0.0)) & (found > 0)
+        dead = dead & torch.isfinite(fresh).all(-1)
         self.sums.copy_(torch.where(dead[..., None], fresh, self.sums))
         self.counts.masked_fill_(dead, 1.0)
         self.sample.clear()

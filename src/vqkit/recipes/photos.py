@@ -32,7 +32,7 @@ class PhotoOptions(TypedDict, total=False):
     path: str
     """Folder of your images; default the photographs inside the wheels."""
     test_path: str
-    """Folder of images to evaluate on; default the held-out photographs, with `path` none."""
+    """Folder of images to evaluate on; default the held-out photographs inside the wheels."""
     num_steps: int
     """Optimizer steps, default 250."""
     batch_size: int
@@ -143,11 +143,9 @@ def _run(name: str, preset: str, args: dict[str, Any], options: PhotoOptions) ->
     else:
         data = DataConfig(source="folder", path=path, crop="random", crop_size=size, flip=True)
     test_path = options.get("test_path")
-    test: DataConfig | None = None
+    test = DataConfig(source="photos", split="test")
     if test_path is not None:
         test = DataConfig(source="folder", path=test_path)
-    elif path is None:
-        test = DataConfig(source="photos", split="test")
     num_steps = options.get("num_steps", 250)
     return RunConfig(
         name=options.get("name", name),

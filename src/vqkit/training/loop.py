@@ -201,8 +201,8 @@ class _Run:
         listed = ", ".join(batch.keys[:8]) + (", ..." if len(batch.keys) > 8 else "")
         raise ValueError(
             f"step={step}: {report.problem}; the batch of {len(batch.keys)} images ({listed}) is "
-            f"saved in {where} and the weights were not changed; lower optim.lr or set "
-            "optim.clip_norm, and resume from the last checkpoint"
+            f"saved in {where} and the last checkpoint is good; train in another folder with a "
+            "smaller optim.lr or with optim.clip_norm"
         )
 
     def save(self) -> None:

@@ -23,6 +23,7 @@ from vqkit.models.files import write_whole
 from vqkit.models.settings import Presets, without_tensors
 from vqkit.training.checkpoint import (
     checkpoint_folder,
+    list_checkpoints,
     newest_checkpoint,
     replace_folder,
     unfinished_folder,
@@ -57,7 +58,8 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
     """Raise `ValueError` if `folder` holds a run that this configuration may not continue.
 
-    Only `optim.num_steps` may differ, and only grow.
+    Only `log`, and `optim.num_steps` if it grows, may differ. A run that was stopped before its
+    first checkpoint may be begun again with any settings.
     """
     saved = read_settings(folder)
     if saved is None:
@@ -72,15 +74,17 @@ def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
             f"resume=False: {folder} already holds a run; continue it with resume=True, or choose "
             "another folder"
         )
+    if not list_checkpoints(folder) and read_result(folder) is None:
+        return  # it was stopped before its first checkpoint: nothing is there to be continued
     wanted = config_to_json(config)
     differences = _differences(saved, wanted)
     longer = saved.get("optim", {}).get("num_steps", 0) < config.optim.num_steps
-    if longer:
-        differences = [d for d in differences if not d.startswith("optim.num_steps:")]
+    free = ("log.", "optim.num_steps:") if longer else ("log.",)
+    differences = [d for d in differences if not d.startswith(free)]
     if differences:
         raise ValueError(
             f"out={folder}: holds a run with other settings ({'; '.join(differences)}); use those, "
-            "or choose another folder"
+            "choose another folder, or delete this one (vqkit train --fresh)"
         )
 
 
