@@ -203,7 +203,14 @@ def _write_files(part: Path, snapshot: Snapshot, tokenizer: ImageTokenizer) -> N
         "record": snapshot.record,
         "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }
+    content["sha256"] = _record_hash(content)
     write_whole(part / RECORD, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _record_hash(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the record itself: a digit that fell over in `step` must not go unnoticed."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _packed(tensor: Tensor) -> Tensor:
@@ -221,6 +228,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: was not written by this version of vqkit; expected format {FORMAT}"
         )
+    if content.get("sha256") != _record_hash(content):
+        raise ValueError(f"{path}: was damaged or altered (SHA-256); use an older checkpoint")
     missing = {"step", "record", "files"} - set(content)
     needed = {WEIGHTS, "optimizer.safetensors", "trainer.safetensors"}
     missing |= needed - set(content.get("files", {}))
