@@ -9,6 +9,7 @@ from vqkit.search.nearest import NEAR_TIE
 HAS_FAISS = fused.installed()
 BACKENDS = [
     "torch",
+    "bf16",
     pytest.param("faiss", marks=pytest.mark.skipif(not HAS_FAISS, reason="faiss is optional")),
 ]
 

@@ -139,13 +139,12 @@ def test_block_size_never_matters(monkeypatch, dim, metric):
         assert torch.equal(nearest_k(vectors, codes, 5, metric)[0], whole_k[0])
 
 
-def test_screen_in_bf16_changes_nothing(monkeypatch):
+def test_screen_in_bf16_changes_nothing():
     vectors, codes = random_pair(200, 600, 64)
     codes = codes[:300].repeat(2, 1) + 1e-3 * codes
     expected = reference_scores(vectors, codes, "l2").argmax(1)
-    for fast in (True, False):
-        monkeypatch.setattr(blocked, "_bf16_is_faster", lambda _, fast=fast: fast)
-        assert torch.equal(nearest(vectors, codes), expected)
+    for backend in ("torch", "bf16"):
+        assert torch.equal(nearest(vectors, codes, backend=backend), expected)
 
 
 def test_autocast_and_lowered_matmul_precision_change_nothing():

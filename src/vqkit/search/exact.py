@@ -50,17 +50,19 @@ def closeness(
     """
     dtype = wide(vectors.device)
     step = max(1, CHUNK_ELEMENTS // vectors.shape[-1])
-    parts = [torch.empty(0, dtype=dtype, device=vectors.device)]
+    parts = [torch.empty(0, dtype=dtype, device=vectors.device)] if len(ids) == 0 else []
     for start in range(0, ids.shape[0], step):
         stop = start + step
         z = vectors[start:stop] if rows is None else vectors[rows[start:stop]]
-        parts.append(_score(z.to(dtype), codes[ids[start:stop]].to(dtype), metric))
+        parts.append(_score(z.to(dtype), codes[ids[start:stop]], metric))
     return torch.cat(parts)
 
 
 def _score(z: Tensor, code: Tensor, metric: Metric) -> Tensor:
+    """Score z (P, D), wide, with codes (P, D) of any type, which widen inside the operation."""
     if metric == "l2":
         return -fold_sum((z - code).square_())
+    code = code.to(z.dtype)
     product = fold_sum(z * code)
     if metric == "dot":
         return product

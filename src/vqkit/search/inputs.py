@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 Metric = Literal["l2", "cosine", "dot"]
+ROWS_LOOKED_AT = 2**14
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
 
 
@@ -27,7 +29,9 @@ def checked(vectors: Tensor, codes: Tensor, metric: str) -> Inputs:
 
     Raises:
         ValueError: unknown metric, shapes other than (N, D), (K, D) or (G, N, D), (G, K, D), no
-            code, no dimension, a type that is not floating point, or two devices.
+            code, no dimension, a type that is not floating point, or two devices; on a CPU also
+            NaN or infinity. Nobody waits for another device to look at values: vectors there that
+            are not finite get some id in range.
     """
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}: unknown metric; choose one of {', '.join(METRICS)}")
@@ -56,6 +60,28 @@ def checked(vectors: Tensor, codes: Tensor, metric: str) -> Inputs:
             "move one of them"
         )
     vectors, codes = vectors.detach(), codes.detach()
+    require_finite("vectors", vectors)
+    require_finite("codes", codes)
     if not grouped:
         vectors, codes = vectors[None], codes[None]
     return Inputs(vectors, codes, grouped)
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinity in a tensor on a CPU; tensors elsewhere pass unseen.
+
+    Raises:
+        ValueError: which tensor, and its first row that is not finite.
+    """
+    # A sum is one fast pass; only if it is not finite, by a bad value or by overflow, look closer.
+    if tensor.device.type != "cpu" or math.isfinite(tensor.sum()):
+        return
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    for start in range(0, len(rows), ROWS_LOOKED_AT):
+        good = rows[start : start + ROWS_LOOKED_AT].isfinite().all(-1)
+        if not bool(good.all()):
+            row = start + int(good.logical_not().nonzero()[0, 0])
+            raise ValueError(
+                f"{name}: row {row} holds NaN or infinity; look for what made it (a diverged "
+                "model, a broken file) before searching"
+            )

@@ -4,9 +4,17 @@ Every search is exact and keeps at most a constant block of scores. The winner i
 vector and the codebook only: batch size, block size and the number of processes never matter. Codes
 with bitwise equal values go to the lowest id. Two codes whose squared distances differ by less than
 `NEAR_TIE * (|z|^2 + |c|^2)`, both measured from the mean code, are a near tie, which another
-backend, device or library version may decide differently (`torch` decides it in float64).
+backend, device or library version may decide differently (`torch` and `bf16` decide it in float64).
 
-The groups of a call are searched one after the other, each in blocks.
+The rule, which looks at the codes, the metric and the machine and never at the number of vectors
+(an id must not depend on its batch), measured on the page of `benchmarks/search.py`:
+
+1. codes on a CUDA device, Triton installed: `triton`;
+2. codes on a CPU, not in float64, up to 16 dimensions (`cosine` 15, `dot` none), faiss installed:
+   `faiss`;
+3. codes on a CPU with bf16 products (AMX or AVX512-BF16), at least 64 dimensions and 512 codes:
+   `bf16`;
+4. all others: `torch`.
 """
 
 from __future__ import annotations
@@ -21,10 +29,12 @@ from vqkit.search import blocked, fused
 from vqkit.search.exact import closeness
 from vqkit.search.inputs import Inputs, Metric, checked
 
-Backend = Literal["torch", "faiss"]
-BACKENDS: tuple[Backend, ...] = ("torch", "faiss")
+Backend = Literal["torch", "bf16", "faiss", "triton"]
+BACKENDS: tuple[Backend, ...] = ("torch", "bf16", "faiss", "triton")
 NEAR_TIE = 32 * 2.0**-23
 """Relative gap of two squared distances below which backends may differ (up to 16 dimensions)."""
+
+_Search = Callable[[Tensor, Tensor, Metric], Tensor]
 
 
 def nearest(
@@ -36,19 +46,18 @@ def nearest(
         vectors: (N, D) or (G, N, D), any floating type, device, strides; records no gradient.
         codes: (K, D) or (G, K, D), on the same device.
         metric: `l2`, `cosine` (length of a code is ignored) or `dot`.
-        backend: force `torch` or `faiss`; None picks by K, D, metric, device and what is installed.
+        backend: force one of `BACKENDS`; None picks by the rule of this module.
 
     Returns:
-        ids (N,) or (G, N), int64 in [0, K). Vectors that are not finite (or whose squared length
-        overflows float32) and, for `cosine` and `dot`, zero vectors get some id in that range.
+        ids (N,) or (G, N), int64 in [0, K). For `cosine` and `dot` a zero vector gets id 0.
 
     Raises:
-        ValueError: shapes, types, devices, metric or backend do not fit.
+        ValueError: shapes, types, devices, metric or backend do not fit; on a CPU also NaN or
+            infinity. On other devices values are not looked at, since that would wait for the
+            device: vectors that are not finite get some id in range.
     """
     inputs = checked(vectors, codes, metric)
-    search = _search(inputs, metric, backend)
-    ids = [search(z, c, metric) for z, c in zip(inputs.vectors, inputs.codes, strict=True)]
-    return inputs.ungroup(_stack(ids, inputs, ()))
+    return inputs.ungroup(_ids(inputs, metric, backend))
 
 
 def nearest_with_scores(
@@ -65,13 +74,11 @@ def nearest_with_scores(
         the squared distance, the cosine, or the dot product; NaN if the vector is not finite.
     """
     inputs = checked(vectors, codes, metric)
-    search = _search(inputs, metric, backend)
-    ids, scores = [], []
-    for z, c in zip(inputs.vectors, inputs.codes, strict=True):
-        ids.append(search(z, c, metric))
-        scores.append(closeness(z, c, None, ids[-1], metric).float())
-    all_scores = _stack(scores, inputs, (), torch.float32)
-    return inputs.ungroup(_stack(ids, inputs, ())), inputs.ungroup(all_scores)
+    ids = _ids(inputs, metric, backend)
+    scores = torch.empty(ids.shape, device=ids.device)
+    for score, z, c, found in zip(scores, inputs.vectors, inputs.codes, ids, strict=True):
+        score.copy_(closeness(z, c, None, found, metric))
+    return inputs.ungroup(ids), inputs.ungroup(scores)
 
 
 def nearest_k(
@@ -95,48 +102,57 @@ def nearest_k(
     num_codes = inputs.codes.shape[1]
     if not 1 <= k <= num_codes:
         raise ValueError(f"k={k}: there are {num_codes} codes; choose 1 <= k <= {num_codes}")
-    ids, scores = [], []
-    for z, c in zip(inputs.vectors, inputs.codes, strict=True):
-        best = blocked.nearest_k(z, c, k, metric)
-        rows = torch.arange(len(z), device=z.device).repeat_interleave(k)
-        ids.append(best)
-        scores.append(closeness(z, c, rows, best.flatten(), metric).float().view(-1, k))
-    all_scores = _stack(scores, inputs, (k,), torch.float32)
-    return inputs.ungroup(_stack(ids, inputs, (k,))), inputs.ungroup(all_scores)
+    num_groups, num_vectors, _ = inputs.vectors.shape
+    device = inputs.vectors.device
+    ids = torch.empty(num_groups, num_vectors, k, dtype=torch.int64, device=device)
+    scores = torch.empty(ids.shape, device=device)
+    rows = torch.arange(num_vectors, device=device).repeat_interleave(k)
+    bf16 = blocked.bf16_pays(inputs.codes)
+    for group, (z, c) in enumerate(zip(inputs.vectors, inputs.codes, strict=True)):
+        ids[group] = blocked.nearest_k(z, c, k, metric, bf16=bf16)
+        scores[group] = closeness(z, c, rows, ids[group].flatten(), metric).view(-1, k)
+    return inputs.ungroup(ids), inputs.ungroup(scores)
 
 
-def _search(
-    inputs: Inputs, metric: Metric, backend: Backend | None
-) -> Callable[[Tensor, Tensor, Metric], Tensor]:
-    """Pick the backend, never by the number of vectors: an id must not depend on its batch."""
-    fits = fused.fits(inputs.codes, metric)
+def _ids(inputs: Inputs, metric: Metric, backend: Backend | None) -> Tensor:
+    """Search all groups -> (G, N)."""
+    search = _search(inputs, metric, backend)
+    if len(inputs.codes) == 1:
+        return search(inputs.vectors[0], inputs.codes[0], metric)[None]
+    ids = torch.empty(inputs.vectors.shape[:2], dtype=torch.int64, device=inputs.vectors.device)
+    for found, z, c in zip(ids, inputs.vectors, inputs.codes, strict=True):
+        found.copy_(search(z, c, metric))
+    return ids
+
+
+def _search(inputs: Inputs, metric: Metric, backend: Backend | None) -> _Search:
     if backend is None:
-        backend = "faiss" if fits and fused.installed() else "torch"
-    if backend == "torch":
-        return blocked.nearest
-    if backend != "faiss":
+        backend = _choose(inputs.codes, metric)
+    if backend not in BACKENDS:
         raise ValueError(
             f"backend={backend!r}: unknown backend; choose one of {', '.join(BACKENDS)}"
         )
-    if not fits:
+    if backend == "faiss":
+        _require_faiss(inputs.codes, metric)
+        return fused.nearest
+    return blocked.nearest_in_bf16 if backend == "bf16" else blocked.nearest
+
+
+def _choose(codes: Tensor, metric: Metric) -> Backend:
+    # float64 is asked for by those who need the digits that float32 distances lose.
+    if codes.dtype != torch.float64 and fused.fits(codes, metric) and fused.installed():
+        return "faiss"
+    return "bf16" if blocked.bf16_pays(codes) else "torch"
+
+
+def _require_faiss(codes: Tensor, metric: Metric) -> None:
+    if not fused.fits(codes, metric):
         raise ValueError(
             f"backend='faiss': searches l2 up to {fused.MAX_DIM} dimensions or cosine up to "
-            f"{fused.MAX_DIM - 1} on a CPU, got {metric}, {inputs.codes.shape[-1]} dimensions on "
-            f"{inputs.codes.device}; use backend='torch'"
+            f"{fused.MAX_DIM - 1} on a CPU, got {metric}, {codes.shape[-1]} dimensions on "
+            f"{codes.device}; use backend='torch'"
         )
     if not fused.installed():
         raise ValueError(
             "backend='faiss': faiss (with AVX2 or NEON) is missing; pip install 'vqkit[search]'"
         )
-    return fused.nearest
-
-
-def _stack(
-    parts: list[Tensor], inputs: Inputs, tail: tuple[int, ...], dtype: torch.dtype = torch.int64
-) -> Tensor:
-    """Stack the results of the groups; there may be none."""
-    if parts:
-        return torch.stack(parts)
-    return torch.empty(
-        (0, inputs.vectors.shape[1], *tail), dtype=dtype, device=inputs.vectors.device
-    )

@@ -3,11 +3,13 @@
 For `l2` the mean code is subtracted from both: distances do not change, but without it float32
 picks most codes wrong when the mean of the data is 1,000 times its spread. For `cosine` codes get
 length one. There and for `dot` the mean may be subtracted from the codes alone: the scores of a
-vector all change by the same number, and what is left is as large as the codes' spread.
+vector all change by the same number, and what is left is as large as the codes' spread. Codes whose
+squares would leave the range of float32 are multiplied by a power of two, vectors too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor
 from vqkit.search.exact import CHUNK_ELEMENTS, fold_sum, wide
 from vqkit.search.inputs import Metric
 
+MODEST = 40
+"""Codes between 2^-MODEST and 2^MODEST are taken as they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -23,28 +28,46 @@ class Frame:
 
     metric: Metric
     centre: Tensor
-    """(D,) what is subtracted, in float64."""
+    """(D,) what is subtracted; float64 for codes in float64 and for `cosine`, else float32."""
+    scale: Tensor | None
+    """Power of two, (), that codes and vectors are multiplied by; None is one."""
 
     @classmethod
-    def of(cls, codes: Tensor, metric: Metric, *, shift_codes: bool = False) -> Frame:
-        """Choose the frame of codes (K, D) of any floating type.
+    def of(
+        cls, codes: Tensor, metric: Metric, *, shift_codes: bool = False, scaled: bool = False
+    ) -> Frame:
+        """Choose the frame of codes (K, D) of any floating type; waits for no device but a CPU.
 
-        `shift_codes` subtracts the mean for `cosine` and `dot` too, from the codes alone: for
-        products, whose comparisons a constant does not change, not for distances.
+        Any centre near the mean serves; vectors and codes only have to share it to the bit.
+
+        Args:
+            codes: (K, D).
+            metric: which score.
+            shift_codes: subtract the mean for `cosine` and `dot` too, from the codes alone: for
+                products, whose comparisons a constant does not change, not for distances.
+            scaled: allow a scale: the order of distances stays, their values do not.
         """
-        centre = torch.zeros(codes.shape[1], dtype=wide(codes.device), device=codes.device)
-        if metric == "l2" or shift_codes:
-            for part in codes.split(_step(codes)):
-                part = part.to(centre.dtype)
-                centre += (unit_length(part) if metric == "cosine" else part).sum(0)
-            centre /= len(codes)
-        return cls(metric, centre)
+        # Unit codes are rounded only after the shift, or their rounding would outweigh the rest.
+        exact = codes.dtype == torch.float64 or metric == "cosine"
+        dtype = wide(codes.device) if exact else torch.float32
+        scale, modest = (
+            _scale(codes) if codes.device.type == "cpu" else (_scale_later(codes), False)
+        )
+        if metric == "l2" and modest and codes.dtype == dtype:
+            centre = codes.mean(0)
+        else:
+            centre = torch.zeros(codes.shape[1], dtype=wide(codes.device), device=codes.device)
+            for part in codes.split(_step(codes)) if metric == "l2" or shift_codes else ():
+                wider = part.to(centre.dtype)
+                centre += (unit_length(wider) if metric == "cosine" else wider).sum(0)
+            centre = (centre / len(codes)).to(dtype)
+        return cls(metric, centre, scale if scaled and metric != "cosine" else None)
 
     def table(self, codes: Tensor, *, columns: int = 0, multiple: int = 1) -> Tensor:
         """Prepare codes (K, D) as float32 rows, and leave room.
 
         Args:
-            codes: (K, D).
+            codes: (K, D), all codes of the frame or some of them.
             columns: zero columns to append.
             multiple: zero rows are appended until there is a multiple of it.
 
@@ -53,28 +76,63 @@ class Frame:
         """
         num_codes, dim = codes.shape
         num_rows = num_codes + -num_codes % multiple
-        rows = torch.zeros(num_rows, dim + columns, device=codes.device)
-        step = _step(codes)
-        for start in range(0, num_codes, step):
-            part = codes[start : start + step].to(self.centre.dtype)
-            if self.metric == "cosine":
-                part = unit_length(part)
-            rows[start : start + len(part), :dim] = (part - self.centre).float()
+        rows = torch.empty(num_rows, dim + columns, device=codes.device)
+        rows[num_codes:] = 0
+        rows[:, dim:] = 0
+        if self.metric == "cosine" or codes.dtype != torch.float32:
+            step = _step(codes)
+            for start in range(0, num_codes, step):
+                rows[start : start + step, :dim][: num_codes - start] = self._row(
+                    codes[start : start + step]
+                )
+        else:
+            torch.sub(codes, self.centre, out=rows[:num_codes, :dim])
+            if self.scale is not None:
+                rows *= self.scale
         return rows
+
+    def _row(self, part: Tensor) -> Tensor:
+        part = part.to(self.centre.dtype)
+        part = (unit_length(part) if self.metric == "cosine" else part) - self.centre
+        return (part if self.scale is None else part * self.scale).float()
 
     def points(self, vectors: Tensor) -> Tensor:
         """Prepare vectors (n, D) as float32; call it block by block."""
         if self.metric == "l2":
             # float64 input is shifted before it is rounded; the others are exact in float32.
-            source = vectors if vectors.dtype == self.centre.dtype else vectors.float()
-            return (source - self.centre.to(source.dtype)).float()
-        return vectors.float()
+            source = vectors if vectors.dtype == torch.float64 else vectors.float()
+            vectors = source - self.centre.to(source.dtype)
+        return (vectors if self.scale is None else vectors * self.scale).float()
 
 
 def unit_length(rows: Tensor) -> Tensor:
     """Scale rows (n, D) to length one, zero rows to zero, the same way in every batch."""
+    largest = rows.abs().amax(-1, keepdim=True)
+    # A power of two keeps squares in range and changes no digit.
+    rows = torch.ldexp(rows, -torch.frexp(largest).exponent.clamp(-126, 126))
     norm = fold_sum(rows * rows).sqrt_()[:, None]
     return rows / norm.where(norm > 0, 1.0)
+
+
+def _scale(codes: Tensor) -> tuple[Tensor | None, bool]:
+    """Choose the scale of codes on a CPU, and tell whether their values are modest."""
+    low, high = (float(value) for value in torch.aminmax(codes))
+    largest = max(-low, high)
+    if not 0 < largest < torch.inf:
+        return None, largest == 0
+    exponent = math.frexp(largest)[1]
+    if abs(exponent) <= MODEST:
+        return None, True
+    return torch.tensor(math.ldexp(1.0, -max(-126, min(exponent, 126)))), False
+
+
+def _scale_later(codes: Tensor) -> Tensor:
+    """Choose the scale on a device that nobody waits for."""
+    low, high = (value.float() for value in torch.aminmax(codes))
+    exponent = torch.frexp(torch.maximum(-low, high)).exponent
+    modest = (exponent.abs() <= MODEST) | ~torch.isfinite(high - low)
+    one = torch.ones((), device=codes.device)
+    return torch.ldexp(one, -exponent.clamp(-126, 126)).where(~modest, one)
 
 
 def _step(codes: Tensor) -> int:

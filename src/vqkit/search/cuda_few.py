@@ -1,0 +1,134 @@
+"""Triton kernel for few dimensions: all scores by ordinary float32 arithmetic, none in memory.
+
+A pair's score is one chain of fused multiply-adds, `bias + z_0 c_0 + z_1 c_1 + ...`, whatever
+block, lane or split it falls into; the largest score wins, and the lowest id among equals. A thread
+keeps the best group of UNROLL successive codes of its lane, which costs 1 + 3 / UNROLL instructions
+a pair beside the chain; which code of the winning group it was is found at the end, by the same
+chain.
+"""
+# Kernels are compiled, not typed.
+# mypy: allow-untyped-defs, allow-untyped-decorators
+# ruff: noqa: ANN001, ANN201, ANN202
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vqkit.search.cuda_tables import power_of_two, shifted_vector
+
+
+@triton.jit
+def _value(rows, d_step, centre, scale, there, L2: tl.constexpr, WIDE: tl.constexpr,
+           d: tl.constexpr, DIM: tl.constexpr):  # fmt: skip
+    """Load coordinate d of vectors; beyond DIM the result is never used."""
+    if d >= DIM:
+        return tl.zeros_like(scale)
+    raw = tl.load(rows + d * d_step, mask=there, other=0.0)
+    return shifted_vector(raw, tl.load(centre + d), scale, L2, WIDE)
+
+
+@triton.jit
+def _values(rows, d_step, centre, scale, there, L2: tl.constexpr, WIDE: tl.constexpr,
+            DIM: tl.constexpr):  # fmt: skip
+    """Load vectors as a tuple of 16 columns."""
+    return (
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 0, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 1, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 2, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 3, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 4, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 5, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 6, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 7, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 8, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 9, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 10, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 11, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 12, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 13, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 14, DIM),
+        _value(rows, d_step, centre, scale, there, L2, WIDE, 15, DIM),
+    )
+
+
+@triton.jit
+def few(
+    vectors, g_step, n_step, d_step, centre, scale, table, scores, found, ids, ids_step,
+    num_rows, num_codes, padded, per_split, splits,
+    L2: tl.constexpr, WIDE: tl.constexpr, DIM: tl.constexpr, ONE: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Find the best code of each vector among those of one split -> (G, N, splits), or the ids."""
+    blocks = tl.cdiv(num_rows, ROWS)
+    split = (tl.program_id(0) // blocks) % splits
+    group = (tl.program_id(0) // (blocks * splits)).to(tl.int64)
+    n = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
+    there = n < num_rows
+    lanes = tl.arange(0, LANES)
+    rows = vectors + group * g_step + n.to(tl.int64) * n_step
+    middle = centre + group * DIM
+    by = tl.zeros((ROWS,), tl.float32) + tl.load(scale + group)
+    if not L2:
+        largest = tl.zeros((ROWS,), tl.float32)
+        for d in tl.static_range(DIM):
+            raw = tl.load(rows + d * d_step, mask=there, other=0.0)
+            largest = tl.maximum(largest, tl.abs(raw.to(tl.float32)))
+        by = power_of_two(largest)
+    z = _values(rows, d_step, middle, by, there, L2, WIDE, DIM)
+    source = table + group * (DIM + 1) * padded
+    best = tl.full((ROWS, LANES), -float("inf"), tl.float32)
+    which = tl.zeros((ROWS, LANES), tl.int32)
+    last = tl.minimum((split + 1) * per_split, padded // (LANES * UNROLL))
+    for step in range(split * per_split, last):
+        top = best
+        for j in tl.static_range(UNROLL):
+            code = source + (step * UNROLL + j) * LANES + lanes
+            score = tl.zeros((ROWS, LANES), tl.float32)
+            score += tl.load(code + DIM * padded)[None, :]
+            for d in tl.static_range(DIM):
+                score = tl.fma(z[d][:, None], tl.load(code + d * padded)[None, :], score)
+            top = tl.maximum(top, score)
+        which = tl.where(top > best, step, which)
+        best = top
+    most = tl.max(best, 1)
+    # Ids rise with the step, then with the lane, then with j.
+    none: tl.constexpr = 2147483647
+    reach = tl.where(best == most[:, None], which * LANES + lanes[None, :], none)
+    winner = tl.min(reach, 1)
+    winner = tl.where(winner == none, 0, winner)
+    first = (winner // LANES) * (LANES * UNROLL) + winner % LANES
+    chosen = tl.zeros((ROWS,), tl.int32)
+    for i in tl.static_range(UNROLL):
+        code = source + first + (UNROLL - 1 - i) * LANES
+        score = tl.load(code + DIM * padded)
+        for d in tl.static_range(DIM):
+            score = tl.fma(z[d], tl.load(code + d * padded), score)
+        chosen = tl.where(score == most, UNROLL - 1 - i, chosen)
+    chosen = tl.minimum(winner * UNROLL + chosen, num_codes - 1)
+    if ONE:
+        tl.store(ids + group * ids_step + n, chosen.to(tl.int64), mask=there)
+    else:
+        at = (group * num_rows + n) * splits + split
+        tl.store(scores + at, most, mask=there)
+        tl.store(found + at, chosen, mask=there)
+
+
+@triton.jit
+def merge(
+    scores, found, ids, ids_step, num_rows, splits, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Choose among the splits, by score, then by the lowest id -> ids (G, N)."""
+    blocks = tl.cdiv(num_rows, BLOCK)
+    group = (tl.program_id(0) // blocks).to(tl.int64)
+    n = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    split = tl.arange(0, SPLITS)
+    there = (n < num_rows)[:, None] & (split < splits)[None, :]
+    at = (group * num_rows + n)[:, None] * splits + split[None, :]
+    score = tl.load(scores + at, mask=there, other=-float("inf"))
+    most = tl.max(score, 1)
+    none: tl.constexpr = 2147483647
+    code = tl.where(there & (score == most[:, None]), tl.load(found + at, mask=there), none)
+    chosen = tl.min(code, 1)
+    chosen = tl.where(chosen == none, 0, chosen)
+    tl.store(ids + group * ids_step + n, chosen.to(tl.int64), mask=n < num_rows)

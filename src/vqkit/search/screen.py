@@ -1,0 +1,165 @@
+"""The screen of a search: scores by a matrix product, and a rigorous bound of their error.
+
+The score of a code c for a vector z, both in the frame, is z c - |c|^2 / 2 (`l2`) or z c. Its error
+comes from rounding the factors, from adding up in float32, and in bf16 from rounding the result.
+
+In bf16 the term -|c|^2 / 2 rides along in the product, split over three columns that meet ones: a
+pass over all scores to add it would cost as much as the product itself on matrix units.
+
+Legend: n vectors of a block, w codes of a block, K' codes padded to whole groups, D dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqkit.search.inputs import Metric
+from vqkit.search.tables import Frame
+
+GROUPS = 64
+"""A block has a multiple of as many groups: maxima are then taken over whole vector registers."""
+MEMBERS = (32, 16, 8, 4, 2, 1)
+"""Codes of a group, whose maximum is taken at once; the first that pads by an eighth at most."""
+ROWS_AT_ONCE = 2**13
+"""Codes that are prepared at a time."""
+FLOAT32 = 2.0**-24
+BF16 = 2.0**-8
+"""Relative error of rounding to nearest."""
+LOWEST = -3.0e38
+"""Bias of rows of padding: no score reaches it."""
+COLUMNS = 4
+"""Further columns in bf16: three of the bias, and one that keeps rows at whole words."""
+TF32 = 2.0**-11
+PRODUCT_ERROR = {"bf16": 2.1 * BF16, "tf32": 2.1 * TF32, "ieee": 0.0}
+"""Error of a float32 product by the precision that the user's settings allow for its factors."""
+
+
+class Screen:
+    """Prepared codes. In float32 they are prepared block by block, in bf16 one copy is held."""
+
+    def __init__(self, codes: Tensor, metric: Metric, bf16: bool) -> None:
+        self.codes = codes
+        self.bf16 = bf16
+        self.frame = Frame.of(codes, metric, shift_codes=True, scaled=True)
+        padded = {m: len(codes) + -len(codes) % (GROUPS * m) for m in MEMBERS}
+        self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * len(codes)), 1)
+        self.num_rows = padded[self.members]
+        self.bias = torch.full((self.num_rows,), LOWEST, device=codes.device)
+        dim = codes.shape[1]
+        self.table = codes.new_zeros(
+            self.num_rows if bf16 else 0, dim + COLUMNS, dtype=torch.bfloat16
+        )
+        self.longest = torch.zeros((), device=codes.device)
+        self.farthest = torch.zeros((), device=codes.device)
+        """Length of the longest code, and of the longest rounding error of a code."""
+        self._prepare()
+        self.unusable = torch.empty(0, dtype=torch.int64)
+        """Vectors of the block whose scores float32 cannot bound, on a CPU."""
+        self.all_usable = True
+        self._buffers: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _prepare(self) -> None:
+        dim = self.codes.shape[1]
+        for start in range(0, len(self.codes), ROWS_AT_ONCE):
+            rows = self.frame.table(self.codes[start : start + ROWS_AT_ONCE])
+            here = slice(start, start + len(rows))
+            norm = torch.linalg.vector_norm(rows, dim=-1)
+            self.longest = torch.maximum(self.longest, norm.max())
+            self.bias[here] = norm.square() / -2 if self.frame.metric == "l2" else 0.0
+            if self.bf16:
+                self.table[here, :dim] = rows
+                error = torch.linalg.vector_norm(rows.sub_(self.table[here, :dim]), dim=-1)
+                self.farthest = torch.maximum(self.farthest, error.max())
+        if self.bf16:
+            rest = self.bias
+            for column in range(dim, dim + 3):
+                self.table[:, column] = rest
+                rest = rest - self.table[:, column].float()
+
+    def anew(self, codes: Tensor, metric: Metric, bf16: bool) -> Screen:
+        """Screen other codes, or with other products, in buffers of the same number of scores."""
+        screen = Screen(codes, metric, bf16)
+        if self._buffers is not None:
+            scores = self._buffers[0]
+            screen.reserve(scores.shape[0], scores.shape[1])
+        return screen
+
+    def reserve(self, count: int, width: int) -> None:
+        """Make room for the scores of `count` vectors and `width` codes at a time.
+
+        One buffer for all blocks: fresh ones would scatter the heap and cost page faults.
+        """
+        dim, device = self.codes.shape[1], self.codes.device
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        scores = torch.empty(count, width, dtype=dtype, device=device)
+        factors = torch.ones(count, dim + (COLUMNS if self.bf16 else 1), dtype=dtype, device=device)
+        rows = torch.empty(0 if self.bf16 else width, dim + 1, device=device)
+        self._buffers = scores, factors, rows
+
+    def factors(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Prepare vectors (n, D): the left factor, and twice the bound of a score's error (n, 1).
+
+        The bound is NaN for vectors that must get no candidate: what float32 cannot square, and
+        zero vectors where all codes tie.
+        """
+        assert self._buffers is not None
+        factors = self._buffers[1][: len(vectors)]
+        dim = vectors.shape[1]
+        points = self.frame.points(vectors)
+        if self.frame.metric != "l2":
+            # The length of a vector changes no order: a power of two keeps its square in range.
+            exponent = torch.frexp(points.abs().amax(-1, keepdim=True)).exponent
+            points = torch.ldexp(points, -exponent.clamp(-126, 126))
+        factors[:, :dim] = points
+        length = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
+        product = length * self.longest
+        quadratic = self.longest.square() if self.frame.metric == "l2" else 0.0
+        bound = (dim + 8) * FLOAT32 * (product + quadratic)
+        if self.bf16:
+            error = points - factors[:, :dim]
+            rounded = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
+            bound = bound + 1.001 * (rounded * self.longest + (length + rounded) * self.farthest)
+        else:
+            allowed = PRODUCT_ERROR[_product_precision(self.codes.device)]
+            bound = bound + allowed * (product + quadratic)
+        bound = 2 * bound + dim * torch.finfo(torch.float32).tiny  # underflow
+        usable = bound.isfinite() & (bound < -LOWEST)
+        if vectors.device.type == "cpu":
+            self.unusable = usable[:, 0].logical_not().nonzero()[:, 0]
+            self.all_usable = len(self.unusable) == 0
+        if self.frame.metric != "l2":
+            usable = usable & (length > 0)  # a zero vector ties with everything
+        return factors, bound.where(usable, torch.nan)
+
+    def scores(self, factors: Tensor, start: int, width: int) -> Tensor:
+        """Score `factors` of n vectors with up to `width` codes from `start` on -> (n, w)."""
+        assert self._buffers is not None
+        stop = min(start + width, self.num_rows)
+        shape = len(factors), stop - start
+        scores = self._buffers[0].view(-1)[: shape[0] * shape[1]].view(shape)
+        if self.bf16:
+            return torch.mm(factors, self.table[start:stop].T, out=scores)
+        rows = self._buffers[2][: stop - start]
+        part = self.codes[start:stop]
+        rows[: len(part), :-1] = self.frame.table(part)
+        rows[len(part) :, :-1] = 0
+        rows[:, -1] = self.bias[start:stop]
+        return torch.mm(factors, rows.T, out=scores)
+
+    def floor(self, best: Tensor, slack: Tensor) -> Tensor:
+        """Bound from below the score (n, 1) that a winner shows if another code shows `best`.
+
+        In bf16 scores are rounded, `best` too: its true value may be smaller by its last digit.
+        Rounding keeps order, so what is not smaller before is not smaller after.
+        """
+        if not self.bf16:
+            return best - slack
+        return (best - 1.01 * BF16 * best.abs() - slack).bfloat16()
+
+
+def _product_precision(device: torch.device) -> str:
+    """Name the precision that the user's settings allow float32 products on this device."""
+    library = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    setting = str(getattr(getattr(library, "matmul", None), "fp32_precision", "ieee"))
+    return setting if setting in PRODUCT_ERROR else "ieee"
