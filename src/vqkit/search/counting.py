@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MAX_COLUMNS = 16
-"""Up to this dim a weighted count per column is fastest on a CPU (measured: 3 against 7 ms)."""
+from vqkit.search.exact import wide
+
+FEW = 4096
+"""Vectors a code, on average, up to which float32 adds them up well."""
+ELEMENTS = 2**17
+"""Elements that are widened at a time: 1 MiB in float64."""
 
 
 def code_counts_and_sums(vectors: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
@@ -32,8 +36,7 @@ def code_counts_and_sums(vectors: Tensor, ids: Tensor, num_codes: int) -> tuple[
         raise ValueError(f"ids.dtype={ids.dtype}: ids are int64; call .long() first")
     if num_codes < 1:
         raise ValueError(f"num_codes={num_codes}: must be at least 1")
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= num_codes):
-        raise ValueError(f"ids: values outside [0, {num_codes}); use ids of this codebook")
+    _require_in_range(ids, num_codes)
     vectors, dim = vectors.detach(), vectors.shape[-1]
     groups = ids.shape[:-1].numel()
     offsets = torch.arange(groups, device=ids.device)[:, None] * num_codes
@@ -44,13 +47,40 @@ def code_counts_and_sums(vectors: Tensor, ids: Tensor, num_codes: int) -> tuple[
     return counts.view(shape), sums.view(*shape, dim)
 
 
+def _require_in_range(ids: Tensor, num_codes: int) -> None:
+    """Raise on a CPU; elsewhere the device itself stops, and nobody waits for it."""
+    if not ids.numel():
+        return
+    if ids.device.type == "cpu":
+        low, high = torch.aminmax(ids)
+        if int(low) < 0 or int(high) >= num_codes:
+            raise ValueError(f"ids: values outside [0, {num_codes}); use ids of this codebook")
+        return
+    within = ((ids >= 0) & (ids < num_codes)).all()
+    torch._assert_async(within, f"ids: values outside [0, {num_codes})")
+
+
 def _sums(vectors: Tensor, flat: Tensor, size: int) -> Tensor:
-    """Sum rows (N, D) by index (N,) -> (size, D)."""
-    if vectors.device.type == "cpu" and vectors.shape[1] <= MAX_COLUMNS:
-        columns = [torch.bincount(flat, c, minlength=size) for c in vectors.double().unbind(1)]
-        return torch.stack(columns, 1).float() if columns else vectors.new_zeros(size, 0).float()
-    sums = torch.zeros(size, vectors.shape[1], device=vectors.device)
-    if vectors.device.type == "cpu":
-        return sums.index_add_(0, flat, vectors.float())
-    # index_add_ adds in any order on a GPU; this one sorts first.
-    return sums.index_put_((flat,), vectors.float(), accumulate=True)
+    """Sum rows (N, D) by index (N,) -> (size, D) float32."""
+    dim, device = vectors.shape[1], vectors.device
+    if device.type != "cpu":
+        return _sums_in_any_order(vectors, flat, size)
+    if vectors.dtype == torch.float32 and len(vectors) <= FEW * size:
+        return torch.zeros(size, dim).index_add_(0, flat, vectors)
+    sums = torch.zeros(size, dim, dtype=torch.float64)
+    step = max(1, ELEMENTS // max(dim, 1))
+    for part, index in zip(vectors.split(step), flat.split(step), strict=True):
+        sums.index_add_(0, index, part.double())
+    return sums.float()
+
+
+def _sums_in_any_order(vectors: Tensor, flat: Tensor, size: int) -> Tensor:
+    """Sum on a device whose additions come in any order, to the same bits: see `search.sums`."""
+    dtype = wide(vectors.device)
+    exponent = torch.frexp(vectors.abs().amax().float()).exponent if vectors.numel() else 0
+    # As in `sum_grid`, but computed on the device.
+    bits = exponent + max(len(vectors), 1).bit_length() - (52 if dtype == torch.float64 else 23)
+    one = torch.ones((), dtype=dtype, device=vectors.device)
+    grid = torch.ldexp(one, torch.as_tensor(bits, device=vectors.device).clamp(-1022, 1000))
+    whole = (vectors.to(dtype) / grid).round_()
+    return (whole.new_zeros(size, vectors.shape[1]).index_add_(0, flat, whole) * grid).float()

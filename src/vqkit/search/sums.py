@@ -15,10 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from vqkit.search.exact import CHUNK_ELEMENTS
-
-MAX_COLUMNS = 16
-"""Up to this dim a weighted count per column is faster on a CPU than adding rows."""
+ELEMENTS = 2**18
+"""Elements that are rounded at a time: 2 MiB in float64."""
 MANTISSA = 52
 """Bits of a float64 below its leading one."""
 
@@ -52,7 +50,9 @@ def to_grid(values: Tensor, grid: float) -> Tensor:
     return values.double().mul_(1 / grid).round_()
 
 
-def code_sums(vectors: Tensor, ids: Tensor, num_codes: int, grid: float) -> Tensor:
+def code_sums(
+    vectors: Tensor, ids: Tensor, num_codes: int, grid: float, into: Tensor | None = None
+) -> Tensor:
     """Sum the vectors of every code in O(N D + K D), the same bits for any order of the rows.
 
     Args:
@@ -60,20 +60,15 @@ def code_sums(vectors: Tensor, ids: Tensor, num_codes: int, grid: float) -> Tens
         ids: (N,) int64 in [0, num_codes); not checked here.
         num_codes: K.
         grid: from `sum_grid`, for the number of vectors whose sums will be added together.
+        into: (K, D) float64, what is there already; changed and returned. None starts with zeros.
 
     Returns:
         (K, D) float64, multiples of `grid`.
     """
     dim = vectors.shape[1]
-    by_column = vectors.device.type == "cpu" and dim <= MAX_COLUMNS
-    sums = torch.zeros((dim, num_codes) if by_column else (num_codes, dim), device=vectors.device)
-    sums = sums.double()
-    step = max(num_codes, CHUNK_ELEMENTS // max(dim, 1), 1)
+    if into is None:
+        into = torch.zeros(num_codes, dim, dtype=torch.float64, device=vectors.device)
+    step = max(1, ELEMENTS // max(dim, 1))
     for part, chosen in zip(vectors.split(step), ids.split(step), strict=True):
-        whole = to_grid(part, grid)
-        if by_column:
-            for total, column in zip(sums, whole.unbind(1), strict=True):
-                total += torch.bincount(chosen, column, minlength=num_codes)
-        else:
-            sums.index_add_(0, chosen, whole)
-    return (sums.T if by_column else sums).contiguous().mul_(grid)
+        into.index_add_(0, chosen, to_grid(part, grid).mul_(grid))
+    return into
