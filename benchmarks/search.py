@@ -1,21 +1,21 @@
-"""Time nearest-code search against plain rivals and print a markdown table.
+"""Time nearest-code search against its peers, side by side, and write a page.
 
-    python benchmarks/search.py --repeats 5 --threads 2
+    python benchmarks/search.py --photos PHOTOS --page docs/results/search.md
 
-Medians in milliseconds. A rival that would hold more than `--rival-gib` of scores is left out.
+Each row runs ours and the peers in turn. A peer that takes more than `--slow` times as long as ours
+at its warm-up runs three times, the others `--pairs` times. Without `--photos` the rows of real
+vectors are left out. `--quick` tries the script.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from real_vectors import real_case
+from side_by_side import PAIRS, Page, alternate, limits, median, ratio, seconds_of
 from torch import Tensor
 
 from vqkit.search import (
@@ -25,37 +25,28 @@ from vqkit.search import (
     nearest_with_scores,
     sample_softmax_rows,
 )
-from vqkit.search.fused import fits, installed
+from vqkit.search.fused import installed
+from vqkit.search.sums import code_sums, sum_grid
 
 SHAPES = (
     (262144, 256, 4),
     (65536, 1024, 4),
     (4096, 16384, 8),
     (4096, 100000, 8),
-    (4096, 16384, 16),
     (4096, 16384, 256),
-    (256, 262144, 4),
+    (4096, 100000, 256),
 )
-"""(N, K, D); the last is CVQ's closest anchor, codes and vectors swapped."""
-
-
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """Return the median time of `work` after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+QUICK = ((2048, 256, 4), (512, 1024, 64))
+CHECKED = 512
+"""Vectors whose nearest code is looked up in float64."""
+OURS = "vqkit"
+Work = Callable[[], object]
 
 
 def expand_argmin(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Search as most published code does: |z|^2 - 2 z c + |c|^2 for all pairs."""
+    """Search as taming-transformers does: |z|^2 + |c|^2 - 2 z c for all pairs."""
     squares = vectors.square().sum(1, keepdim=True) + codes.square().sum(1)
-    return (squares - 2 * vectors @ codes.T).argmin(1)
+    return (squares - 2 * torch.einsum("nd,kd->nk", vectors, codes)).argmin(1)
 
 
 def cdist_argmin(vectors: Tensor, codes: Tensor) -> Tensor:
@@ -63,75 +54,228 @@ def cdist_argmin(vectors: Tensor, codes: Tensor) -> Tensor:
     return torch.cdist(vectors, codes).argmin(1)
 
 
-def hardware() -> str:
-    """Name processor, threads and versions."""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    packages = []
-    for package in ("torch", "faiss-cpu"):
+def peer_module(codes: Tensor) -> torch.nn.Module:
+    """Give vector-quantize-pytorch the codes; in evaluation it only looks up."""
+    from vector_quantize_pytorch import VectorQuantize
+
+    module = VectorQuantize(dim=codes.shape[1], codebook_size=len(codes)).eval()
+    module._codebook.embed.data.copy_(codes[None])
+    return module
+
+
+def faiss_flat(vectors: Tensor, codes: Tensor, threshold: int | None) -> Work:
+    """Search with faiss; its fused kernel is tuned in by a lower BLAS threshold."""
+    import faiss
+
+    def work() -> object:
+        before = faiss.cvar.distance_compute_blas_threshold
+        if threshold is not None:
+            faiss.cvar.distance_compute_blas_threshold = threshold
         try:
-            packages.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            packages.append(f"{package} missing")
-    processor = names[0] if names else platform.processor()
-    return f"{processor}, {torch.get_num_threads()} threads, {', '.join(packages)}"
+            return faiss.knn(vectors.numpy(), codes.numpy(), 1)[1]
+        finally:
+            faiss.cvar.distance_compute_blas_threshold = before
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    return work
 
 
-def search_row(shape: tuple[int, int, int], device: str, repeats: int, rival_bytes: float) -> str:
-    """Time all searches of one shape."""
-    num_vectors, num_codes, dim = shape
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(num_vectors, dim, generator=generator).to(device)
-    codes = torch.randn(num_codes, dim, generator=generator).to(device)
-    fused = fits(codes, "l2") and installed()
-    # Rivals hold three times the scores at their peak.
-    rivals = 12 * num_vectors * num_codes <= rival_bytes
-    works: list[Callable[[], object] | None] = [
-        (lambda: expand_argmin(vectors, codes)) if rivals else None,
-        (lambda: cdist_argmin(vectors, codes)) if rivals else None,
-        lambda: nearest(vectors, codes, backend="torch"),
-        (lambda: nearest(vectors, codes, backend="faiss")) if fused else None,
-        lambda: nearest_with_scores(vectors, codes),
-    ]
-    cells = ["–" if work is None else f"{milliseconds(work, repeats):.1f}" for work in works]
-    return f"| {num_vectors}, {num_codes}, {dim} | {' | '.join(cells)} |"
+def tree(vectors: Tensor, codes: Tensor) -> object:
+    """Build a k-d tree of the codes, which move in training, and ask it."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(codes.numpy()).query(vectors.numpy(), workers=torch.get_num_threads())[1]
 
 
-def other_rows(device: str, repeats: int) -> list[str]:
-    """Time the other functions of the room at LooC's size (N=262144, K=256, D=4)."""
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(262144, 4, generator=generator).to(device)
-    codes = torch.randn(256, 4, generator=generator).to(device)
-    uniforms = torch.rand(256, generator=generator).to(device)
-    ids = nearest(vectors, codes)
-    works: dict[str, Callable[[], object]] = {
-        "nearest_k, k=8": lambda: nearest_k(vectors, codes, 8),
-        "nearest, cosine": lambda: nearest(vectors, codes, "cosine"),
-        "sample_softmax_rows": lambda: sample_softmax_rows(vectors, codes, uniforms),
-        "code_counts_and_sums": lambda: code_counts_and_sums(vectors, ids, 256),
+def works_of(vectors: Tensor, codes: Tensor) -> dict[str, Work]:
+    """List ours and the peers for one row."""
+    module = peer_module(codes)
+    works: dict[str, Work] = {
+        OURS: lambda: nearest(vectors, codes),
+        "expand + argmin": lambda: expand_argmin(vectors, codes),
+        "cdist + argmin": lambda: cdist_argmin(vectors, codes),
+        "vector-quantize-pytorch": lambda: module(vectors[None])[1],
     }
-    return [f"| {name} | {milliseconds(work, repeats):.1f} |" for name, work in works.items()]
+    if codes.shape[1] > 16:
+        works["ours, blocked float32"] = lambda: nearest(vectors, codes, backend="torch")
+    if installed():
+        works["faiss as installed"] = faiss_flat(vectors, codes, None)
+        works["faiss tuned"] = faiss_flat(vectors, codes, 1 if codes.shape[1] <= 16 else None)
+    if codes.shape[1] <= 16:
+        works["k-d tree"] = lambda: tree(vectors, codes)
+    if codes.shape[1] > 16:
+        works.pop("faiss tuned", None)  # the fused kernel ends at 16 dimensions
+    return works
+
+
+def timed(works: dict[str, Work], pairs: int, slow: float) -> dict[str, list[float]]:
+    """Time all works in turn, much slower ones in a turn of their own, three times."""
+    works[OURS]()
+    ours = min(seconds_of(works[OURS]) for _ in range(2))
+    first = {name: seconds_of(work) for name, work in works.items() if name != OURS}
+    laggards = {name for name, seconds in first.items() if seconds > slow * ours}
+    times = alternate({name: work for name, work in works.items() if name not in laggards}, pairs)
+    if laggards:
+        lag = alternate({name: works[name] for name in works if name in {OURS, *laggards}}, 3)
+        times |= {name: lag[name] for name in laggards}
+        times["ours beside slow ones"] = lag[OURS]
+    return times
+
+
+def right(vectors: Tensor, codes: Tensor, search: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Share of the first vectors whose id is that of a float64 search, in percent."""
+    z = vectors[:CHECKED]
+    exact = [(part.double() - codes.double()).square().sum(1).argmin() for part in z]
+    return 100 * (search(z, codes) == torch.stack(exact)).float().mean().item()
+
+
+def search_table(page: Page, cases: list[tuple[str, Tensor, Tensor]], pairs: int, slow: float):
+    """Fill one table: milliseconds of all, and the ratio to the fastest peer."""
+    names = [OURS, "expand + argmin", "cdist + argmin", "vector-quantize-pytorch"]
+    names += ["ours, blocked float32", "faiss as installed", "faiss tuned", "k-d tree"]
+    rows, ratios = [], []
+    for label, vectors, codes in cases:
+        times = timed(works_of(vectors, codes), pairs, slow)
+        cells = [1e3 * median(times[name]) if name in times else float("nan") for name in names]
+        peers = [n for n in times if not n.startswith("ours") and n != OURS]
+        best = min(peers, key=lambda name: median(times[name]))
+        in_turn = len(times[best]) == len(times[OURS])
+        beside = OURS if in_turn else "ours beside slow ones"
+        of_best = ratio(times, beside, best)
+        rows.append(
+            [
+                f"{len(vectors)}, {len(codes)}, {codes.shape[1]} {label}",
+                *cells,
+                f"{of_best:.3f} of {best}",
+                median(times["expand + argmin"]) / median(times[OURS]),
+                median(times["cdist + argmin"]) / median(times[OURS]),
+                right(vectors, codes, nearest),
+                right(vectors, codes, expand_argmin),
+            ]
+        )
+        each = [f"{a / b:.2f}" for a, b in zip(times[beside], times[best], strict=True)]
+        ratios.append(f"{rows[-1][0]}: {' '.join(each)} ({best})")
+        print("|", " | ".join(str(cell) for cell in rows[-1]), "|", flush=True)
+    head = ["N, K, D, vectors", *(f"{name}, ms" for name in names), "time of ours / fastest peer"]
+    head += ["x expand", "x cdist", "ours right, %", "expand right, %"]
+    page.table(head, rows)
+    page.text("Pairs, time of ours / time of the fastest peer: " + "; ".join(ratios) + ".")
+
+
+def count_table(page: Page, pairs: int, quick: bool) -> None:
+    """Time counts and sums per code against the ways that are used elsewhere."""
+    rows = []
+    shapes = [(262144, 256, 4), (200000, 16384, 8), (100000, 1000, 64), (4096, 16384, 256)]
+    for num_vectors, num_codes, dim in [(2048, 64, 4)] if quick else shapes:
+        source = torch.Generator().manual_seed(0)
+        z = torch.randn(num_vectors, dim, generator=source)
+        ids = torch.randint(num_codes, (num_vectors,), generator=source)
+        grid = sum_grid(z.abs().max().item(), num_vectors)
+
+        def one_hot(z=z, ids=ids, k=num_codes) -> object:
+            hot = torch.nn.functional.one_hot(ids, k).type(z.dtype)
+            return hot.sum(0), hot.T @ z
+
+        def scatter(z=z, ids=ids, k=num_codes) -> object:
+            to = ids[:, None].expand(-1, z.shape[1])
+            return torch.bincount(ids, minlength=k), z.new_zeros(k, z.shape[1]).scatter_add_(
+                0, to, z
+            )
+
+        def backward(z=z, ids=ids, k=num_codes) -> object:
+            sums = torch.ops.aten.embedding_dense_backward(z, ids, k, -1, False)
+            return torch.bincount(ids, minlength=k), sums
+
+        def by_sorting(z=z, ids=ids, k=num_codes) -> object:
+            counts = torch.bincount(ids, minlength=k)
+            return torch.segment_reduce(z[ids.argsort()], "sum", lengths=counts, unsafe=True)
+
+        works: dict[str, Work] = {
+            OURS: lambda z=z, ids=ids, k=num_codes: code_counts_and_sums(z, ids, k),
+            "scatter_add": scatter,
+            "embedding backward": backward,
+            "sort + segments": by_sorting,
+            "ours, in any order": lambda z=z, ids=ids, k=num_codes, g=grid: code_sums(z, ids, k, g),
+        }
+        times = alternate(works, pairs)
+        times["one-hot"] = alternate({"one-hot": one_hot}, 1)["one-hot"]
+        rows.append(
+            [f"{num_vectors}, {num_codes}, {dim}", *(1e3 * median(t) for t in times.values())]
+        )
+    page.table(["N, K, D", *(f"{name}, ms" for name in times)], rows)
+
+
+def other_table(page: Page, pairs: int, quick: bool) -> None:
+    """Time the other functions of the room at LooC's size."""
+    source = torch.Generator().manual_seed(0)
+    num_vectors = 2048 if quick else 262144
+    vectors = torch.randn(num_vectors, 4, generator=source)
+    codes = torch.randn(256, 4, generator=source)
+    uniforms = torch.rand(256, generator=source)
+    grouped = vectors.view(32, -1, 4), torch.randn(32, 64, 4, generator=source)
+    works: dict[str, Work] = {
+        "nearest": lambda: nearest(vectors, codes),
+        "nearest, cosine": lambda: nearest(vectors, codes, "cosine"),
+        "nearest, 32 groups of 64 codes": lambda: nearest(*grouped),
+        "nearest_with_scores": lambda: nearest_with_scores(vectors, codes),
+        "nearest_with_scores, roles swapped (closest anchors)": lambda: nearest_with_scores(
+            codes, vectors
+        ),
+        "nearest_k, k=8": lambda: nearest_k(vectors, codes, 8),
+        "sample_softmax_rows (probrandom anchors)": lambda: sample_softmax_rows(
+            vectors, codes, uniforms
+        ),
+    }
+    times = alternate(works, min(pairs, 5))
+    page.table(
+        [f"{num_vectors} vectors, 256 codes, 4 dimensions", "ms"],
+        [[name, 1e3 * median(seconds)] for name, seconds in times.items()],
+    )
 
 
 def main() -> None:
-    """Print the tables."""
+    """Run all tables and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--photos", type=Path, help="folder of photographs")
+    parser.add_argument("--keep", type=Path, default=Path("runs/benchmark_vectors"))
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rival-gib", type=float, default=6.0)
+    parser.add_argument("--slow", type=float, default=4.0)
+    parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{hardware()}; median of {args.repeats}, milliseconds\n")
-    print("| N, K, D | expand + argmin | cdist + argmin | torch | faiss | nearest_with_scores |")
-    print("|---|---|---|---|---|---|")
-    for shape in SHAPES:
-        print(search_row(shape, args.device, args.repeats, args.rival_gib * 2**30), flush=True)
-    print("\n| 262144 vectors, 256 codes, 4 dimensions | ms |\n|---|---|")
-    for row in other_rows(args.device, args.repeats):
-        print(row, flush=True)
+    torch.set_grad_enabled(False)
+    page = Page("Search: time beside its peers", ABOUT)
+    page.text(f"Limits, measured in this run: {limits()}.")
+    page.text("## Nearest codes")
+    for shape in QUICK if args.quick else SHAPES:
+        num_vectors, num_codes, dim = shape
+        source = torch.Generator().manual_seed(0)
+        vectors = torch.randn(num_vectors, dim, generator=source)
+        cases = [("random", vectors, torch.randn(num_codes, dim, generator=source))]
+        if args.photos is not None:
+            z, codes = real_case(args.photos, args.keep, shape)
+            cases.append(("real", z, codes))
+            cases.append(("real x 10", 10 * z, 10 * codes))
+            cases.append(("real + 100", z + 100, codes + 100))
+        search_table(page, cases, args.pairs, args.slow)
+    page.text("## Counts and sums per code")
+    count_table(page, args.pairs, args.quick)
+    page.text("## The other searches")
+    other_table(page, args.pairs, args.quick)
+    if args.page is not None:
+        page.write(args.page)
 
+
+ABOUT = """
+Milliseconds, medians. All searches of a row run in turn in one process; those that take several
+times as long as ours run three times, beside ours, the others as often as the pairs below show.
+*Right* is the share of the first 512 vectors whose id is that of a float64 search. Random vectors
+are normal; real ones are the vectors of a small tokenizer of photographs, with codes made from them
+by k-means. The k-d tree is built in every call, as codes move in training; above 16 dimensions it
+is a linear scan and left out, and so is faiss's fused kernel, which ends there.
+"""
 
 if __name__ == "__main__":
     main()

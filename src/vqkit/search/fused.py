@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqkit.search.inputs import Metric
-from vqkit.search.tables import Frame, unit_length
+from vqkit.search.tables import MODEST, Frame, unit_length
 
 MAX_DIM = 16
 """The fused kernel exists for 1 to 16 dimensions."""
@@ -50,59 +51,102 @@ def fits(codes: Tensor, metric: Metric) -> bool:
     return codes.device.type == "cpu" and metric != "dot" and codes.shape[-1] <= room
 
 
+class _Book(NamedTuple):
+    """The codes of one group, ready for the kernel."""
+
+    table: Tensor
+    """(K', D + blank) float32."""
+    frame: Frame | None
+    """What has to be done to vectors; None: subtract the centre and nothing else."""
+    tile: Tensor
+    """(TILE * D,) the centre, again and again."""
+
+
 def nearest(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
-    """Find ids (N,) of the nearest of codes (K, D) for vectors (N, D), both finite, on a CPU."""
+    """Find ids (G, N) of the nearest codes (G, K, D) for vectors (G, N, D), finite, on a CPU."""
     import faiss
 
+    num_groups, num_vectors, dim = vectors.shape
+    ids = torch.empty(num_groups, num_vectors, dtype=torch.int64)
+    step = max(1, min(BLOCK_ELEMENTS // dim, num_vectors))
+    books = _books(vectors, codes, metric)
+    width = max((book.table.shape[1] for book in books), default=dim)
+    queries, distances = torch.zeros(step * width), torch.empty(step)
+    num_codes = codes.shape[1]
+    with _fused_kernel(faiss):
+        for group, book in enumerate(books):
+            for start in range(0, num_vectors, step):
+                part = vectors[group, start : start + step]
+                found = ids[group, start : start + step]
+                prepared = _prepare(part, book, queries)
+                _search(faiss, prepared, book.table, distances, found)
+                if metric == "cosine":
+                    found[(part == 0).all(-1)] = 0
+                # No finite distance gives -1, and if all are infinite a padded id may stand.
+                if found.numpy().view("uint64").max() >= num_codes:
+                    found.copy_(found.where((found >= 0) & (found < num_codes), 0))
+    return ids
+
+
+def _books(vectors: Tensor, codes: Tensor, metric: Metric) -> list[_Book]:
+    """Prepare all groups, in one go where nothing but the centre is to be subtracted."""
+    num_codes = codes.shape[1]
+    if (
+        vectors.dtype != torch.float32
+        or not vectors.is_contiguous()
+        or not _is_plain(codes, metric)
+    ):
+        return [_book(part, metric) for part in codes]
+    centres = codes.mean(1)
+    tables = torch.empty(len(codes), num_codes + -num_codes % CODE_MULTIPLE, codes.shape[2])
+    torch.sub(codes, centres[:, None], out=tables[:, :num_codes])
+    tables[:, num_codes:] = tables[:, :1]
+    tiles = centres.repeat(1, TILE)
+    return [_Book(table, None, tile) for table, tile in zip(tables, tiles, strict=True)]
+
+
+def _is_plain(codes: Tensor, metric: Metric) -> bool:
+    """Tell whether all groups of codes (G, K, D) are float32 of modest size, for `l2`."""
+    if metric != "l2" or codes.dtype != torch.float32 or not len(codes):
+        return False
+    low, high = torch.aminmax(codes.reshape(len(codes), -1), dim=1)
+    largest = torch.maximum(-low, high)
+    return float(largest.min()) > 2.0**-MODEST and float(largest.max()) < 2.0**MODEST
+
+
+def _book(codes: Tensor, metric: Metric) -> _Book:
+    """Prepare codes (K, D) of any kind."""
     num_codes, dim = codes.shape
     frame = Frame.of(codes, metric, scaled=True)
     # On unit vectors the nearest is the most similar; a zero code has cosine 0 with everything,
     # which an axis of its own gives it.
-    zero = (codes == 0).all(-1) if metric == "cosine" else None
-    blank = int(zero is not None and bool(zero.any()))
+    zero = (codes == 0).all(-1) if metric == "cosine" else torch.zeros(1)
+    blank = int(bool(zero.any()))
     table = frame.table(codes, columns=blank, multiple=CODE_MULTIPLE)
-    if zero is not None and blank:
-        table[:num_codes, -1] = zero.float()
+    if blank:
+        table[:num_codes, dim] = zero.float()
     table[num_codes:] = table[0]  # copies of code 0 lose their tie against it
-    ids = torch.empty(len(vectors), dtype=torch.int64)
-    step = max(1, min(BLOCK_ELEMENTS // dim, len(vectors)))
-    queries = torch.zeros(step, dim + blank) if blank else torch.empty(step, dim)
-    distances = torch.empty(step)
-    tile = frame.centre.repeat(TILE) if _is_plain(vectors, frame) else None
-    with _fused_kernel(faiss):
-        for start in range(0, len(vectors), step):
-            part = vectors[start : start + step]
-            found = ids[start : start + step]
-            prepared = queries[: len(part)]
-            if tile is not None:
-                _subtract(part, tile, prepared)
-            else:
-                points = frame.points(part)
-                prepared[:, :dim] = unit_length(points) if metric == "cosine" else points
-            _search(faiss, prepared, table, distances, found)
-            if metric == "cosine":
-                found[(part == 0).all(-1)] = 0
-            # No finite distance gives -1, and if all are infinite a padded id may stand.
-            if found.numpy().view("uint64").max() >= num_codes:
-                found.copy_(found.where((found >= 0) & (found < num_codes), 0))
-    return ids
+    return _Book(table, frame, frame.centre)
 
 
-def _is_plain(vectors: Tensor, frame: Frame) -> bool:
-    """Tell whether vectors only need the centre subtracted, which can be done in one go."""
-    plain = vectors.dtype == torch.float32 and vectors.is_contiguous()
-    return plain and frame.metric == "l2" and frame.scale is None
-
-
-def _subtract(vectors: Tensor, tile: Tensor, out: Tensor) -> None:
-    """Subtract the centre, repeated in `tile`, from contiguous vectors (n, D).
-
-    A broadcast row of few dimensions costs eight times more than one of a thousand elements.
-    """
-    whole = len(vectors) - len(vectors) % TILE
-    rows, size = vectors[:whole].view(-1, len(tile)), len(tile)
-    torch.sub(rows, tile, out=out[:whole].view(-1, size))
-    torch.sub(vectors[whole:], tile[: vectors.shape[1]], out=out[whole:])
+def _prepare(vectors: Tensor, book: _Book, buffer: Tensor) -> Tensor:
+    """Bring vectors (n, D) into the frame of the book -> (n, D + blank), in `buffer`."""
+    count, dim = vectors.shape
+    width = book.table.shape[1]
+    prepared = buffer[: count * width].view(count, width)
+    if book.frame is not None:
+        points = book.frame.points(vectors)
+        prepared[:, :dim] = unit_length(points) if book.frame.metric == "cosine" else points
+        prepared[:, dim:] = 0
+        return prepared
+    # A broadcast row of few dimensions costs eight times more than one of a thousand elements.
+    whole, size = count - count % TILE, len(book.tile)
+    if whole:
+        out = prepared[:whole].view(-1, size)
+        torch.sub(vectors[:whole].view(-1, size), book.tile, out=out)
+    if whole < count:
+        torch.sub(vectors[whole:], book.tile[:dim], out=prepared[whole:])
+    return prepared
 
 
 def _search(

@@ -19,7 +19,6 @@ The rule, which looks at the codes, the metric and the machine and never at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -33,8 +32,6 @@ Backend = Literal["torch", "bf16", "faiss", "triton"]
 BACKENDS: tuple[Backend, ...] = ("torch", "bf16", "faiss", "triton")
 NEAR_TIE = 32 * 2.0**-23
 """Relative gap of two squared distances below which backends may differ (up to 16 dimensions)."""
-
-_Search = Callable[[Tensor, Tensor, Metric], Tensor]
 
 
 def nearest(
@@ -116,16 +113,6 @@ def nearest_k(
 
 def _ids(inputs: Inputs, metric: Metric, backend: Backend | None) -> Tensor:
     """Search all groups -> (G, N)."""
-    search = _search(inputs, metric, backend)
-    if len(inputs.codes) == 1:
-        return search(inputs.vectors[0], inputs.codes[0], metric)[None]
-    ids = torch.empty(inputs.vectors.shape[:2], dtype=torch.int64, device=inputs.vectors.device)
-    for found, z, c in zip(ids, inputs.vectors, inputs.codes, strict=True):
-        found.copy_(search(z, c, metric))
-    return ids
-
-
-def _search(inputs: Inputs, metric: Metric, backend: Backend | None) -> _Search:
     if backend is None:
         backend = _choose(inputs.codes, metric)
     if backend not in BACKENDS:
@@ -134,8 +121,14 @@ def _search(inputs: Inputs, metric: Metric, backend: Backend | None) -> _Search:
         )
     if backend == "faiss":
         _require_faiss(inputs.codes, metric)
-        return fused.nearest
-    return blocked.nearest_in_bf16 if backend == "bf16" else blocked.nearest
+        return fused.nearest(inputs.vectors, inputs.codes, metric)
+    search = blocked.nearest_in_bf16 if backend == "bf16" else blocked.nearest
+    if len(inputs.codes) == 1:
+        return search(inputs.vectors[0], inputs.codes[0], metric)[None]
+    ids = torch.empty(inputs.vectors.shape[:2], dtype=torch.int64, device=inputs.vectors.device)
+    for found, z, c in zip(ids, inputs.vectors, inputs.codes, strict=True):
+        found.copy_(search(z, c, metric))
+    return ids
 
 
 def _choose(codes: Tensor, metric: Metric) -> Backend:
