@@ -24,6 +24,10 @@ CODES_IN_BLOCK = 4096
 """Codes of one product on a CPU; four times as many elsewhere."""
 SCORES_IN_BLOCK = 2**21
 """Scores of one product on a CPU (8 MiB in float32); four times as many elsewhere."""
+ELEMENTS = 2**20
+"""Elements of the vectors of a block (4 MiB in float32), which stay in cache."""
+BF16_DIM, BF16_CODES = 17, 512
+"""From where on products in bf16 win, candidates included (measured: benchmarks/search.py)."""
 PAIRS = 2**16
 """Candidates kept before they are compared; more than that only where almost all codes tie."""
 MANY = 8
@@ -34,7 +38,8 @@ SCORES_AT_ONCE = 2**17
 
 def bf16_pays(codes: Tensor) -> bool:
     """Tell whether the CPU has bf16 products and those with codes (..., K, D) are large enough."""
-    large = codes.device.type == "cpu" and codes.shape[-1] >= 64 and codes.shape[-2] >= 512
+    num_codes, dim = codes.shape[-2:]
+    large = codes.device.type == "cpu" and dim >= BF16_DIM and num_codes >= BF16_CODES
     return large and any(
         getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("amx_tile", "avx512_bf16")
     )
@@ -73,7 +78,9 @@ class _Search:
     def all_of(self, vectors: Tensor) -> Tensor:
         """Search vectors (N, D) block by block -> ids (N, k)."""
         ids = torch.empty(len(vectors), self.k, dtype=torch.int64, device=vectors.device)
-        step = max(1, min(self.scores_in_block // self.width, PAIRS // self.k, len(vectors)))
+        fitting = max(1, ELEMENTS // vectors.shape[1])
+        at_most = min(self.scores_in_block // self.width, PAIRS // self.k, fitting, len(vectors))
+        step = max(1, at_most)
         self.screen.reserve(step, self.width)
         for start in range(0, len(vectors), step):
             block = vectors[start : start + step]
@@ -118,17 +125,16 @@ class _Search:
         # With few groups for each of the k, their maxima bound the k-th best score too loosely.
         group = screen.members if self.k == 1 or 8 * self.k * screen.members <= width else 1
         for start in range(0, screen.num_rows, width):
-            scores = screen.scores(factors, start, width).view(len(vectors), group, -1)
-            # Members of a group are far apart, so that maxima are taken of whole rows at a time.
+            scores, member, step = screen.grouped(screen.scores(factors, start, width), group)
             maxima = scores.amax(1) if group > 1 else scores[:, 0]
             best = _best(best, maxima, self.k)
             floor = screen.floor(best[:, -1:], slack)
             rows, numbers = (maxima >= floor).nonzero(as_tuple=True)
-            step = SCORES_AT_ONCE // group
-            for row, number in zip(rows.split(step), numbers.split(step), strict=True):
+            at_once = SCORES_AT_ONCE // group
+            for row, number in zip(rows.split(at_once), numbers.split(at_once), strict=True):
                 inside = scores[row, :, number]
                 hit, lane = (inside >= floor[row]).nonzero(as_tuple=True)
-                code = start + lane * scores.shape[2] + number[hit]
+                code = start + lane * member + number[hit] * step
                 found = Pairs(row[hit], code, inside[hit, lane])
                 pairs = pairs.and_also(found.where(code < len(self.codes)))
                 if len(pairs.row) > PAIRS:

@@ -12,7 +12,7 @@ The rule, which looks at the codes, the metric and the machine and never at the 
 1. codes on a CUDA device, Triton installed: `triton`;
 2. codes on a CPU, not in float64, up to 16 dimensions (`cosine` 15, `dot` none), faiss installed:
    `faiss`;
-3. codes on a CPU with bf16 products (AMX or AVX512-BF16), at least 64 dimensions and 512 codes:
+3. codes on a CPU with bf16 products (AMX or AVX512-BF16), at least 17 dimensions and 512 codes:
    `bf16`;
 4. all others: `torch`.
 """
@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vqkit.search import blocked, fused
+from vqkit.search import blocked, cuda, fused
 from vqkit.search.exact import closeness
 from vqkit.search.inputs import Inputs, Metric, checked
 
@@ -122,6 +122,9 @@ def _ids(inputs: Inputs, metric: Metric, backend: Backend | None) -> Tensor:
     if backend == "faiss":
         _require_faiss(inputs.codes, metric)
         return fused.nearest(inputs.vectors, inputs.codes, metric)
+    if backend == "triton":
+        _require_triton(inputs.codes, metric)
+        return cuda.nearest(inputs.vectors, inputs.codes, metric)
     search = blocked.nearest_in_bf16 if backend == "bf16" else blocked.nearest
     if len(inputs.codes) == 1:
         return search(inputs.vectors[0], inputs.codes[0], metric)[None]
@@ -132,6 +135,8 @@ def _ids(inputs: Inputs, metric: Metric, backend: Backend | None) -> Tensor:
 
 
 def _choose(codes: Tensor, metric: Metric) -> Backend:
+    if codes.device.type == "cuda" and cuda.installed() and cuda.fits(codes, metric):
+        return "triton"
     # float64 is asked for by those who need the digits that float32 distances lose.
     if codes.dtype != torch.float64 and fused.fits(codes, metric) and fused.installed():
         return "faiss"
@@ -148,4 +153,17 @@ def _require_faiss(codes: Tensor, metric: Metric) -> None:
     if not fused.installed():
         raise ValueError(
             "backend='faiss': faiss (with AVX2 or NEON) is missing; pip install 'vqkit[search]'"
+        )
+
+
+def _require_triton(codes: Tensor, metric: Metric) -> None:
+    if not cuda.installed():
+        raise ValueError(
+            "backend='triton': needs Triton and torch for CUDA, or Triton's interpreter "
+            "(TRITON_INTERPRET=1); use backend='torch'"
+        )
+    if not cuda.fits(codes, metric):
+        raise ValueError(
+            f"backend='triton': searches up to {cuda.MAX_CODES} codes on NVIDIA GPUs from compute "
+            f"capability 8.0 on; got {codes.shape[-2]} codes on {codes.device}; use backend='torch'"
         )

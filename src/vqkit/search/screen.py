@@ -17,10 +17,12 @@ from torch import Tensor
 from vqkit.search.inputs import Metric
 from vqkit.search.tables import Frame
 
-GROUPS = 64
-"""A block has a multiple of as many groups: maxima are then taken over whole vector registers."""
 MEMBERS = (32, 16, 8, 4, 2, 1)
-"""Codes of a group, whose maximum is taken at once; the first that pads by an eighth at most."""
+"""Codes of a group, whose maximum is taken at once; candidates are sought in groups that reach the
+best. In bf16 the first that pads the codes by an eighth at most."""
+GROUPS = 64
+"""In bf16 a block has a multiple of as many groups, and the members of a group lie that far apart:
+maxima are then taken over whole registers. In float32 neighbours are as fast for any number."""
 ROWS_AT_ONCE = 2**13
 """Codes that are prepared at a time."""
 FLOAT32 = 2.0**-24
@@ -42,7 +44,8 @@ class Screen:
         self.codes = codes
         self.bf16 = bf16
         self.frame = Frame.of(codes, metric, shift_codes=True, scaled=True)
-        padded = {m: len(codes) + -len(codes) % (GROUPS * m) for m in MEMBERS}
+        groups = GROUPS if bf16 else 1
+        padded = {m: len(codes) + -len(codes) % (groups * m) for m in MEMBERS}
         self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * len(codes)), 1)
         self.num_rows = padded[self.members]
         self.bias = torch.full((self.num_rows,), LOWEST, device=codes.device)
@@ -106,12 +109,9 @@ class Screen:
         assert self._buffers is not None
         factors = self._buffers[1][: len(vectors)]
         dim = vectors.shape[1]
-        points = self.frame.points(vectors)
-        if self.frame.metric != "l2":
-            # The length of a vector changes no order: a power of two keeps its square in range.
-            exponent = torch.frexp(points.abs().amax(-1, keepdim=True)).exponent
-            points = torch.ldexp(points, -exponent.clamp(-126, 126))
-        factors[:, :dim] = points
+        points = self._points(vectors, None if self.bf16 else factors[:, :dim])
+        if self.bf16:
+            factors[:, :dim] = points
         length = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
         product = length * self.longest
         quadratic = self.longest.square() if self.frame.metric == "l2" else 0.0
@@ -132,6 +132,19 @@ class Screen:
             usable = usable & (length > 0)  # a zero vector ties with everything
         return factors, bound.where(usable, torch.nan)
 
+    def _points(self, vectors: Tensor, out: Tensor | None) -> Tensor:
+        """Bring vectors (n, D) into the frame, as float32, in `out` if it is given."""
+        frame = self.frame
+        narrow = vectors.dtype == torch.float32 == frame.centre.dtype
+        if out is not None and narrow and frame.metric == "l2" and frame.scale is None:
+            return torch.sub(vectors, frame.centre, out=out)
+        points = frame.points(vectors)
+        if frame.metric != "l2":
+            # The length of a vector changes no order: a power of two keeps its square in range.
+            exponent = torch.frexp(points.abs().amax(-1, keepdim=True)).exponent
+            points = torch.ldexp(points, -exponent.clamp(-126, 126))
+        return points if out is None else out.copy_(points)
+
     def scores(self, factors: Tensor, start: int, width: int) -> Tensor:
         """Score `factors` of n vectors with up to `width` codes from `start` on -> (n, w)."""
         assert self._buffers is not None
@@ -146,6 +159,12 @@ class Screen:
         rows[len(part) :, :-1] = 0
         rows[:, -1] = self.bias[start:stop]
         return torch.mm(factors, rows.T, out=scores)
+
+    def grouped(self, scores: Tensor, members: int) -> tuple[Tensor, int, int]:
+        """View scores (n, w) as (n, members, groups), and give the distance of both in codes."""
+        if not self.bf16:
+            return scores.view(len(scores), -1, members).transpose(1, 2), 1, members
+        return scores.view(len(scores), members, -1), scores.shape[1] // members, 1
 
     def floor(self, best: Tensor, slack: Tensor) -> Tensor:
         """Bound from below the score (n, 1) that a winner shows if another code shows `best`.
