@@ -1,14 +1,20 @@
-"""Everything that needs a CUDA device, in one command: checks, step times, trainings.
+"""Everything that needs a CUDA device, in one command: checks, search, k-means, steps, trainings.
 
-    python benchmarks/on_cuda.py --data DATA --out OUT [--minutes 20] [--at_once 8]
+    python on_cuda.py --out OUT [--parts checks search kmeans presets trainings]
+    python on_cuda.py --out OUT --data DATA [--minutes 20] [--at_once 8]
 
-1. Every preset on the device against the CPU: same ids but for near ties, `lookup` equal to `z_q`
-   bit for bit, bf16 autocast, a state saved and continued bit for bit.
-2. Milliseconds of a training step of every preset at MNIST's sizes, median of 30.
-3. LooC's and its rivals' recipes on DATA/mnist, several at a time, until the minutes are over; a
-   second call goes on where they stopped.
+checks     the kernels against the blocked search, CUDA graphs, torch.compile, a training step of
+           every preset captured and compiled.
+search     nearest codes against torch.cdist + argmin and compiled torch: ids, times, the limit.
+kmeans     seconds of Lloyd's iterations, 10 million x 768 -> 100,000 (16 GB; `--kmeans-*` shrink).
+presets    every preset on the device against the CPU: same ids but for near ties, `lookup` equal to
+           `z_q` bit for bit, bf16 autocast, a state saved and continued bit for bit; milliseconds
+           of a training step at MNIST's sizes, median of 30.
+trainings  LooC's and its rivals' recipes on DATA/mnist, several at a time, until the minutes are
+           over; a second call goes on where they stopped. Left out without --data.
 
-Writes OUT/on_cuda.json and the runs below OUT/runs.
+Writes OUT/on_cuda.json and OUT/on_cuda.md after every part, and the runs below OUT/runs. Run it in
+`benchmarks/`. `--device cpu --shrink 512` tries the script itself.
 """
 
 from __future__ import annotations
@@ -21,9 +27,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from cuda_checks import checks_part
+from cuda_kmeans import kmeans_part
+from cuda_search import search_part
+from side_by_side import Page, limits
 
 from vqkit.config import NetworkConfig, QuantizerConfig
 from vqkit.models import ImageTokenizer, TokenizerConfig
@@ -118,33 +131,90 @@ def train_all(names: list[str], data: Path, out: Path, seconds: float, at_once: 
         process.wait()
 
 
-def main() -> None:
-    """Run all three parts and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+PARTS = ("checks", "search", "kmeans", "presets", "trainings")
+
+
+def presets_part(page: Page, device: torch.device) -> dict[str, Any]:
+    """Compare every preset with the CPU and time its step."""
+    found = {"checks": {name: check(name, device) for name in PRESETS}}
+    found["step_ms"] = {name: step_time(name, device) for name in PRESETS}
+    page.text("## Presets")
+    header = ["preset", "training step, ms", *next(iter(found["checks"].values()))]
+    rows = [[name, found["step_ms"][name], *row.values()] for name, row in found["checks"].items()]
+    page.table(header, rows)
+    return found
+
+
+def save(out: Path, result: dict[str, Any], page: Page) -> None:
+    """Write what is there so far, beside and renamed."""
+    beside = out / "on_cuda.json.part"
+    beside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    beside.replace(out / "on_cuda.json")
+    page.write(out / "on_cuda.md")
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--device", default="cuda", help="cpu tries the script itself")
+    parser.add_argument("--pairs", type=int, default=11, help="alternating calls of each search")
+    parser.add_argument("--shrink", type=int, default=1, help="divide N and K of the searches")
+    parser.add_argument("--kmeans-vectors", type=int, default=10_000_000)
+    parser.add_argument("--kmeans-dim", type=int, default=768)
+    parser.add_argument("--kmeans-clusters", type=int, default=100_000)
+    parser.add_argument("--kmeans-iterations", type=int, default=3)
+    parser.add_argument("--data", type=Path, default=None, help="folder with mnist")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--at_once", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=None, help="trainings; default all")
-    parser.add_argument("--device", default="cuda", help="cpu tries the script itself")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the parts and write the results."""
+    arguments = parsed()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("device=cuda: torch sees none; run this on a machine that has one")
     start = time.monotonic()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    result = {
+    page = Page("vqkit on a CUDA device", "One run of `on_cuda.py`.")
+    # The rivals' float32 is float32; the searches of vqkit do not depend on this setting.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    known = limits(device)
+    page.text(f"Measured in this run: {known}.")
+    result: dict[str, Any] = {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "checks": {name: check(name, device) for name in PRESETS},
-        "step_ms": {name: step_time(name, device) for name in PRESETS},
+        "limits": asdict(known),
     }
-    text = json.dumps(result, indent=2)
-    (arguments.out / "on_cuda.json").write_text(text + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
-    left = 60 * arguments.minutes - (time.monotonic() - start)
-    names = TRAININGS if arguments.only is None else arguments.only
-    train_all(names, arguments.data, arguments.out, left, arguments.at_once)
+    parts: dict[str, Callable[[], Any]] = {
+        "checks": lambda: checks_part(page, device),
+        "search": lambda: search_part(
+            page, device, known, shrink=arguments.shrink, pairs=arguments.pairs
+        ),
+        "kmeans": lambda: kmeans_part(
+            page,
+            device,
+            known,
+            num_vectors=arguments.kmeans_vectors,
+            dim=arguments.kmeans_dim,
+            num_clusters=arguments.kmeans_clusters,
+            iterations=arguments.kmeans_iterations,
+        ),
+        "presets": lambda: presets_part(page, device),
+    }
+    for name in arguments.parts:
+        if name != "trainings":
+            result[name] = parts[name]()
+            save(arguments.out, result, page)
+    if "trainings" in arguments.parts and arguments.data is not None:
+        left = 60 * arguments.minutes - (time.monotonic() - start)
+        names = TRAININGS if arguments.only is None else arguments.only
+        train_all(names, arguments.data, arguments.out, left, arguments.at_once)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Nearest codes by matrix products in blocks: any dimension, any device, exact.
 
 A product in float32 or bf16 is only a screen: every code whose score is within the rounding error
-of the best one is a candidate, and candidates are compared by `exact.closeness`. The error bound is
-rigorous, so the winner does not depend on the shapes of blocks, on the library that multiplies, or
-on the precision that the user allows it. About one candidate a vector survives in float32, one to
-three in bf16.
+of the best one is a candidate, and candidates are compared in float64 (`candidates.Judge`). The
+error bound is rigorous, so the winner does not depend on the shapes of blocks, on the library that
+multiplies, or on the precision that the user allows it. About one candidate a vector survives in
+float32, one to three in bf16.
 
 Legend: n vectors of a block, w codes of a block, K codes, D dim, P pairs of a vector and a
 candidate.
@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqkit.search.candidates import Pairs
-from vqkit.search.exact import closeness, distinct
+from vqkit.search.candidates import Judge, Pairs
+from vqkit.search.exact import distinct
 from vqkit.search.inputs import Metric
 from vqkit.search.screen import Screen
 
@@ -28,10 +28,12 @@ ELEMENTS = 2**20
 """Elements of the vectors of a block (4 MiB in float32), which stay in cache."""
 BF16_DIM, BF16_CODES = 17, 512
 """From where on products in bf16 win, candidates included (measured: benchmarks/search.py)."""
-PAIRS = 2**16
-"""Candidates kept before they are compared; more than that only where almost all codes tie."""
 MANY = 8
-"""Candidates of a vector from which on the screen is too coarse, or codes are equal."""
+"""Candidates of a vector from which on something about the codes makes the screen too coarse."""
+PAIRS = 2**17
+"""Candidates kept before they are compared; more than that only where almost all codes tie."""
+FAR = 4
+"""Codes so many times as long as the median are searched by themselves if they spoil the bound."""
 SCORES_AT_ONCE = 2**17
 """Scores of groups that are searched for candidates at a time."""
 
@@ -57,108 +59,143 @@ def nearest_in_bf16(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
 
 def nearest_k(vectors: Tensor, codes: Tensor, k: int, metric: Metric, *, bf16: bool) -> Tensor:
     """Find ids (N, k) of the k nearest codes, best first; see `vqkit.search.nearest_k`."""
+    ids = torch.empty(len(vectors), k, dtype=torch.int64, device=vectors.device)
     with torch.autocast(vectors.device.type, enabled=False):
-        return _Search(codes, k, metric, bf16).all_of(vectors)
+        search = _Search(Judge(codes, metric), None, k, bf16)
+        step = search.block_rows(vectors.shape[1])
+        for start in range(0, len(vectors), step):
+            block = vectors[start : start + step]
+            ids[start : start + step] = search.pairs(block).first_k(block, search.judge, k)
+            for row in search.unusable():
+                ids[start + row] = search.judge.order(block[row])[:k]
+    return ids
 
 
 class _Search:
     """One search; what it learns about the codes on the way changes its speed, never an id."""
 
-    def __init__(self, codes: Tensor, k: int, metric: Metric, bf16: bool) -> None:
-        self.k = k
-        self.codes = codes
-        self.original: Tensor | None = None
-        """The ids of `codes`, once copies have been left out."""
-        self.looked_for_copies = k > 1
-        self.screen = Screen(codes, metric, bf16)
-        larger = 1 if codes.device.type == "cpu" else 4
-        self.scores_in_block = SCORES_IN_BLOCK * larger * (2 if bf16 else 1)
+    def __init__(self, judge: Judge, original: Tensor | None, k: int, bf16: bool) -> None:
+        self.judge = judge
+        self.original = original
+        """The ids of the codes that are searched here; None: all."""
+        self.codes = judge.codes if original is None else judge.codes[original]
+        self.k = min(k, len(self.codes))
+        self.bf16 = bf16
+        self.steps = [self._leave_out_copies] if k == 1 else []
+        self.steps += [self._set_far_codes_apart, self._use_float32]
+        self.far: _Search | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        frame = self.judge.frame if self.original is None else None
+        self.screen = Screen(self.codes, self.judge.metric, self.bf16, frame)
+        larger = 1 if self.codes.device.type == "cpu" else 4
         self.width = min(self.screen.num_rows, CODES_IN_BLOCK * larger)
+        self.scores = SCORES_IN_BLOCK * larger * (2 if self.bf16 else 1)
+        self.screen.reserve(self.block_rows(self.codes.shape[1]), self.width)
 
-    def all_of(self, vectors: Tensor) -> Tensor:
-        """Search vectors (N, D) block by block -> ids (N, k)."""
-        ids = torch.empty(len(vectors), self.k, dtype=torch.int64, device=vectors.device)
-        fitting = max(1, ELEMENTS // vectors.shape[1])
-        at_most = min(self.scores_in_block // self.width, PAIRS // self.k, fitting, len(vectors))
-        step = max(1, at_most)
-        self.screen.reserve(step, self.width)
-        for start in range(0, len(vectors), step):
-            block = vectors[start : start + step]
-            pairs = self.candidates(block)
-            if len(pairs.row) > MANY * self.k * len(block) and self.simpler():
-                pairs = self.candidates(block)
-            found = pairs.first_k(block, self.codes, self.k, self.screen.frame.metric)
-            if self.original is not None:
-                found = self.original[found]
-            ids[start : start + step] = self.checked(block, found)
-        return ids
+    def block_rows(self, dim: int) -> int:
+        """Choose how many vectors are searched at a time."""
+        return max(1, min(self.scores // self.width, PAIRS // (MANY * self.k), ELEMENTS // dim))
 
-    def simpler(self) -> bool:
-        """Leave out copies of codes; if there are none, screen in float32. False: all was done.
+    def pairs(self, vectors: Tensor) -> Pairs:
+        """Collect for vectors (n, D) all codes that may be among the k nearest, by their ids."""
+        parts = vectors.split(self.block_rows(vectors.shape[1]))  # others than at the beginning
+        found = Pairs.join([self._near(part).moved(n) for n, part in _numbered(parts)])
+        return found if self.far is None else Pairs.join([found, self.far.pairs(vectors)])
 
-        Collapsed codebooks hold many equal codes, every one a tie for every vector.
-        """
-        metric = self.screen.frame.metric
-        if not self.looked_for_copies:
-            self.looked_for_copies = True
-            self.original = distinct(self.codes)
-            if self.original is not None:
-                self.codes = self.codes[self.original]
-                self.screen = self.screen.anew(self.codes, metric, self.screen.bf16)
-                return True
-        if not self.screen.bf16:
-            return False
-        self.screen = self.screen.anew(self.codes, metric, False)
-        return True
+    def unusable(self) -> list[int]:
+        """List the vectors of the last block whose scores float32 cannot bound, on a CPU."""
+        rows = set(self.screen.unusable)
+        return sorted(rows if self.far is None else rows.union(self.far.unusable()))
 
-    def candidates(self, vectors: Tensor) -> Pairs:
-        """Collect for vectors (n, D) all codes that may be among the k nearest.
+    def _near(self, vectors: Tensor) -> Pairs:
+        while True:
+            pairs = self._candidates(vectors)
+            if pairs is not None:
+                break
+            if self.steps.pop(0)():
+                self._prepare()
+        if self.original is not None:
+            pairs.code = self.original[pairs.code]
+        return pairs
+
+    def _candidates(self, vectors: Tensor) -> Pairs | None:
+        """Screen vectors (n, D); None if there are too many candidates and a step is left.
 
         `best` is a lower bound of the k best scores so far: the k best maxima of groups are scores
         of k different codes. A true winner is never below what `floor` makes of it.
         """
-        screen = self.screen
+        screen, k = self.screen, self.k
         factors, slack = screen.factors(vectors)
-        best = torch.full((len(vectors), self.k), -torch.inf, device=vectors.device)
+        best = torch.full_like(slack, -torch.inf).repeat(1, k)
         pairs = Pairs.none(vectors.device)
-        width = min(self.width, screen.num_rows)
         # With few groups for each of the k, their maxima bound the k-th best score too loosely.
-        group = screen.members if self.k == 1 or 8 * self.k * screen.members <= width else 1
-        for start in range(0, screen.num_rows, width):
-            scores, member, step = screen.grouped(screen.scores(factors, start, width), group)
-            maxima = scores.amax(1) if group > 1 else scores[:, 0]
-            best = _best(best, maxima, self.k)
+        members = screen.members if k == 1 or 8 * k * screen.members <= self.width else 1
+        for start in range(0, screen.num_rows, self.width):
+            scores, across, along = screen.grouped(
+                screen.scores(factors, start, self.width), members
+            )
+            maxima = scores.amax(1) if members > 1 else scores[:, 0]
+            best = _best(best, maxima, k)
             floor = screen.floor(best[:, -1:], slack)
             rows, numbers = (maxima >= floor).nonzero(as_tuple=True)
-            at_once = SCORES_AT_ONCE // group
+            at_once = SCORES_AT_ONCE // members
             for row, number in zip(rows.split(at_once), numbers.split(at_once), strict=True):
                 inside = scores[row, :, number]
                 hit, lane = (inside >= floor[row]).nonzero(as_tuple=True)
-                code = start + lane * member + number[hit] * step
-                found = Pairs(row[hit], code, inside[hit, lane])
-                pairs = pairs.and_also(found.where(code < len(self.codes)))
+                code = start + lane * across + number[hit] * along
+                found = Pairs(row[hit], code, inside[hit, lane].to(slack.dtype))
+                pairs = Pairs.join([pairs, found.where(code < len(self.codes))])
+                if len(pairs.row) > MANY * k * len(vectors):
+                    pairs = pairs.where(pairs.score >= floor[pairs.row, 0])
+                    if self.steps and len(pairs.row) > MANY * k * len(vectors):
+                        return None
                 if len(pairs.row) > PAIRS:
-                    pairs = pairs.best_k(vectors, self.codes, self.k, screen.frame.metric)
-        if width == screen.num_rows:
+                    pairs = pairs.best_k(vectors, self.judge, k, self.original)
+        if self.width == screen.num_rows:
             return pairs
         floor = screen.floor(best[:, -1:], slack)
         return pairs.where(pairs.score >= floor[pairs.row, 0])
 
-    def checked(self, vectors: Tensor, ids: Tensor) -> Tensor:
-        """Redo vectors on a CPU that are too long for float32 to square; ids (n, k) of the rest."""
-        if vectors.device.type != "cpu" or self.screen.all_usable:
-            return ids
-        metric = self.screen.frame.metric
-        for row in self.screen.unusable.tolist():
-            every = torch.arange(len(self.codes))
-            close = closeness(vectors, self.codes, torch.full_like(every, row), every, metric)
-            order = close.argsort(descending=True, stable=True)[: self.k]
-            ids[row] = order if self.original is None else self.original[order]
-        return ids
+    def _leave_out_copies(self) -> bool:
+        """Collapsed codebooks hold many equal codes, every one a tie for every vector."""
+        kept = distinct(self.codes)
+        if kept is not None:
+            self._keep(kept)
+        return kept is not None
+
+    def _set_far_codes_apart(self) -> bool:
+        """One long code, dead far away, would make the bound of all others coarse."""
+        lengths = self.screen.lengths
+        far = lengths > FAR * lengths.median()
+        if not bool(far.any()):
+            return False
+        ids = torch.arange(len(far), device=far.device) if self.original is None else self.original
+        self.far = _Search(self.judge, ids[far], self.k, self.bf16)
+        self._keep(far.logical_not().nonzero()[:, 0])
+        return True
+
+    def _use_float32(self) -> bool:
+        was, self.bf16 = self.bf16, False
+        return was
+
+    def _keep(self, kept: Tensor) -> None:
+        self.original = kept if self.original is None else self.original[kept]
+        self.codes = self.codes[kept]
+        self.k = min(self.k, len(kept))
+
+
+def _numbered(parts: tuple[Tensor, ...]) -> list[tuple[int, Tensor]]:
+    """Pair parts with the number of their first row."""
+    starts = [0]
+    for part in parts[:-1]:
+        starts.append(starts[-1] + len(part))
+    return list(zip(starts, parts, strict=True))
 
 
 def _best(best: Tensor, maxima: Tensor, k: int) -> Tensor:
     if k == 1:
-        return torch.maximum(best, maxima.amax(-1, keepdim=True).float())
-    top = maxima.topk(min(k, maxima.shape[1])).values.float()
+        return torch.maximum(best, maxima.amax(-1, keepdim=True).to(best.dtype))
+    top = maxima.topk(min(k, maxima.shape[1])).values.to(best.dtype)
     return torch.cat([best, top], 1).topk(k).values

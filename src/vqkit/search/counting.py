@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vqkit.search.exact import wide
 
-FEW = 4096
-"""Vectors a code, on average, up to which float32 adds them up well."""
+FEW = 2048
+"""Vectors of one code up to which float32 adds them up well."""
 ELEMENTS = 2**17
 """Elements that are widened at a time: 1 MiB in float64."""
 
@@ -40,11 +40,11 @@ def code_counts_and_sums(vectors: Tensor, ids: Tensor, num_codes: int) -> tuple[
     vectors, dim = vectors.detach(), vectors.shape[-1]
     groups = ids.shape[:-1].numel()
     offsets = torch.arange(groups, device=ids.device)[:, None] * num_codes
-    flat = (ids.reshape(groups, -1) + offsets).flatten()
-    counts = torch.bincount(flat, minlength=groups * num_codes).float()
-    sums = _sums(vectors.reshape(-1, dim), flat, groups * num_codes)
+    flat = (ids.reshape(groups, ids.shape[-1]) + offsets).flatten()
+    counts = torch.bincount(flat, minlength=groups * num_codes)
+    sums = _sums(vectors.flatten(0, -2), flat, counts)
     shape = (*ids.shape[:-1], num_codes)
-    return counts.view(shape), sums.view(*shape, dim)
+    return counts.view(shape).to(torch.float32), sums.view(*shape, dim)
 
 
 def _require_in_range(ids: Tensor, num_codes: int) -> None:
@@ -60,18 +60,18 @@ def _require_in_range(ids: Tensor, num_codes: int) -> None:
     torch._assert_async(within, f"ids: values outside [0, {num_codes})")
 
 
-def _sums(vectors: Tensor, flat: Tensor, size: int) -> Tensor:
-    """Sum rows (N, D) by index (N,) -> (size, D) float32."""
-    dim, device = vectors.shape[1], vectors.device
+def _sums(vectors: Tensor, flat: Tensor, counts: Tensor) -> Tensor:
+    """Sum rows (N, D) by index (N,) that occur counts (K,) times -> (K, D) float32."""
+    size, dim, device = len(counts), vectors.shape[1], vectors.device
     if device.type != "cpu":
         return _sums_in_any_order(vectors, flat, size)
-    if vectors.dtype == torch.float32 and len(vectors) <= FEW * size:
-        return torch.zeros(size, dim).index_add_(0, flat, vectors)
+    if vectors.dtype == torch.float32 and (size == 0 or int(counts.max()) <= FEW):
+        return torch.zeros(size, dim, dtype=torch.float32).index_add_(0, flat, vectors)
     sums = torch.zeros(size, dim, dtype=torch.float64)
     step = max(1, ELEMENTS // max(dim, 1))
     for part, index in zip(vectors.split(step), flat.split(step), strict=True):
-        sums.index_add_(0, index, part.double())
-    return sums.float()
+        sums.index_add_(0, index, part.to(torch.float64))
+    return sums.to(torch.float32)
 
 
 def _sums_in_any_order(vectors: Tensor, flat: Tensor, size: int) -> Tensor:
@@ -83,4 +83,5 @@ def _sums_in_any_order(vectors: Tensor, flat: Tensor, size: int) -> Tensor:
     one = torch.ones((), dtype=dtype, device=vectors.device)
     grid = torch.ldexp(one, torch.as_tensor(bits, device=vectors.device).clamp(-1022, 1000))
     whole = (vectors.to(dtype) / grid).round_()
-    return (whole.new_zeros(size, vectors.shape[1]).index_add_(0, flat, whole) * grid).float()
+    sums = whole.new_zeros(size, vectors.shape[1]).index_add_(0, flat, whole) * grid
+    return sums.to(torch.float32)

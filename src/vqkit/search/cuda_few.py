@@ -7,25 +7,35 @@ a pair beside the chain; which code of the winning group it was is found at the 
 chain.
 """
 # Kernels are compiled, not typed.
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from vqkit.search.cuda_tables import power_of_two, shifted_vector
+from vqkit.search import cuda_frame
+from vqkit.search.cuda_frame import ceil_div, frame_of, share, up_to_power
+from vqkit.search.cuda_tables import power_of_two, shifted_vector, short_table
+
+LANES, UNROLL = 32, 4
+WAVES = 16
+"""Programs a multiprocessor should get (four are resident), so that the last leave few idle."""
 
 
 @triton.jit
 def _value(rows, d_step, centre, scale, there, L2: tl.constexpr, WIDE: tl.constexpr,
            d: tl.constexpr, DIM: tl.constexpr):  # fmt: skip
     """Load coordinate d of vectors; beyond DIM the result is never used."""
-    if d >= DIM:
-        return tl.zeros_like(scale)
-    raw = tl.load(rows + d * d_step, mask=there, other=0.0)
-    return shifted_vector(raw, tl.load(centre + d), scale, L2, WIDE)
+    if d < DIM:
+        raw = tl.load(rows + d * d_step, mask=there, other=0.0)
+        value = shifted_vector(raw, tl.load(centre + d), scale, L2, WIDE)
+    else:
+        value = tl.zeros_like(scale)
+    return value
 
 
 @triton.jit
@@ -54,7 +64,7 @@ def _values(rows, d_step, centre, scale, there, L2: tl.constexpr, WIDE: tl.const
 
 @triton.jit
 def few(
-    vectors, g_step, n_step, d_step, centre, scale, table, scores, found, ids, ids_step,
+    vectors, g_step, n_step, d_step, centre, spreads, table, scores, found, ids, ids_step,
     num_rows, num_codes, padded, per_split, splits,
     L2: tl.constexpr, WIDE: tl.constexpr, DIM: tl.constexpr, ONE: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
@@ -68,7 +78,7 @@ def few(
     lanes = tl.arange(0, LANES)
     rows = vectors + group * g_step + n.to(tl.int64) * n_step
     middle = centre + group * DIM
-    by = tl.zeros((ROWS,), tl.float32) + tl.load(scale + group)
+    by = tl.zeros((ROWS,), tl.float32) + power_of_two(tl.load(spreads + group))
     if not L2:
         largest = tl.zeros((ROWS,), tl.float32)
         for d in tl.static_range(DIM):
@@ -132,3 +142,48 @@ def merge(
     chosen = tl.min(code, 1)
     chosen = tl.where(chosen == none, 0, chosen)
     tl.store(ids + group * ids_step + n, chosen.to(tl.int64), mask=n < num_rows)
+
+
+def search(vectors: Tensor, codes: Tensor, metric: str, ids: Tensor) -> None:
+    """Search codes (G, K, D) for vectors (G, N, D) into ids (G, N)."""
+    groups, num_vectors, dim = vectors.shape
+    num_codes = codes.shape[1]
+    l2, cosine, wide = (
+        metric == "l2",
+        metric == "cosine",
+        torch.float64 in (vectors.dtype, codes.dtype),
+    )
+    frame = frame_of(codes, metric, wide=wide, copies=False)
+    block = LANES * UNROLL
+    padded = ceil_div(num_codes, block) * block
+    table = torch.empty(groups, dim + 1, padded, device=codes.device)
+    short_table[(groups * (padded // block),)](
+        codes, *codes.stride(), frame.inverse, frame.centre, frame.spreads, table,
+        num_codes, padded,
+        COSINE=cosine, L2=l2, WIDE=wide, DIM=dim, LANES=LANES, UNROLL=UNROLL,
+    )  # fmt: skip
+    # Values of so many vectors stay in registers.
+    rows = 64 if dim <= 4 else 32 if dim <= 8 or not wide else 16
+    blocks = groups * ceil_div(num_vectors, rows)
+    programs = WAVES * cuda_frame.limits(vectors.device).processors
+    per_split, splits = share(blocks, padded // block, programs)
+    one = splits == 1
+    shape = (1, 1, 1) if one else (groups, num_vectors, splits)
+    scores = torch.empty(shape, device=codes.device)
+    found = torch.empty(shape, dtype=torch.int32, device=codes.device)
+    few[(blocks * splits,)](
+        vectors, *vectors.stride(), frame.centre, frame.spreads, table, scores, found,
+        ids, ids.stride(0), num_vectors, num_codes, padded, per_split, splits,
+        L2=l2, WIDE=wide, DIM=dim, ONE=one, ROWS=rows, LANES=LANES, UNROLL=UNROLL, num_warps=4,
+    )  # fmt: skip
+    if not one:
+        merge[(groups * ceil_div(num_vectors, 32),)](
+            scores,
+            found,
+            ids,
+            ids.stride(0),
+            num_vectors,
+            splits,
+            SPLITS=up_to_power(splits),
+            BLOCK=32,
+        )

@@ -2,14 +2,13 @@
 
 The frame is that of `tables.Frame`: the mean code is subtracted (for `cosine` and `dot` from the
 codes alone, which changes all scores of a vector by the same number), and a power of two scales
-values to the order of one. Whatever depends on the codebook is summed in an order that depends on
-its shape only.
+values to the order of one.
 
 Legend: G groups, K codes, D dim, T tiles of codes, W columns of a table (D rounded up).
 """
 # Kernels are compiled, not typed.
-# mypy: allow-untyped-defs, allow-untyped-decorators
-# ruff: noqa: ANN001, ANN201, ANN202
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
 
@@ -19,17 +18,25 @@ import triton.language as tl
 
 @triton.jit
 def power_of_two(largest):
-    """Return 1 / the power of two below `largest` (float32), kept a normal number."""
+    """Return 1 / the power of two below `largest` (float32), both kept normal numbers."""
     bits = largest.to(tl.int32, bitcast=True) & 0x7F800000
     bits = tl.minimum(tl.maximum(bits, 0x00800000), 0x7E000000)
     return (0x7F000000 - bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
+def scale_of(spreads, group, panels, PANELS: tl.constexpr):
+    """Read the power of two that brings the shifted codes of a group to the order of one."""
+    panel = tl.arange(0, PANELS)
+    found = tl.load(spreads + group * panels + panel, mask=panel < panels, other=0.0)
+    return power_of_two(tl.max(found, 0))
+
+
+@triton.jit
 def shifted_code(raw, centre, scale, inverse, COSINE: tl.constexpr, WIDE: tl.constexpr):
     """Bring values of codes into the frame, rounded once to float32."""
     if COSINE:
-        value = (raw.to(tl.float64) * inverse - centre).to(tl.float32)
+        value = ((raw.to(tl.float64) * inverse - centre) * scale.to(tl.float64)).to(tl.float32)
     elif WIDE:
         value = ((raw.to(tl.float64) - centre) * scale.to(tl.float64)).to(tl.float32)
     else:
@@ -54,96 +61,8 @@ def shifted_vector(raw, centre, scale, L2: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def survey(
-    codes, g_step, k_step, d_step, inverse, slot_of, slots, num_codes, dim, num_slots,
-    COSINE: tl.constexpr, COPIES: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Find 1 / length of every code (G, K) and, in a hash table, the lowest id with its values."""
-    blocks = tl.cdiv(num_codes, BLOCK)
-    group = (tl.program_id(0) // blocks).to(tl.int64)
-    k = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    there = k < num_codes
-    rows = codes + group * g_step + k.to(tl.int64)[:, None] * k_step
-    square = tl.zeros((BLOCK,), tl.float64)
-    key = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, dim, CHUNK):
-        d = start + tl.arange(0, CHUNK)
-        inside = there[:, None] & (d < dim)[None, :]
-        raw = tl.load(rows + d.to(tl.int64)[None, :] * d_step, mask=inside, other=0.0)
-        if COSINE:
-            wide = raw.to(tl.float64)
-            square += tl.sum(wide * wide, 1)
-        if COPIES:
-            # Adding zero makes -0 and 0 one value.
-            bits = (raw.to(tl.float32) + 0.0).to(tl.int32, bitcast=True)
-            mixed = (bits ^ (d * 0x3C6EF35F)[None, :]) * 0x2C1B3C6D
-            mixed = (mixed ^ ((mixed >> 15) & 0x1FFFF)) * 0x297A2D39
-            key += tl.sum(tl.where(inside, mixed ^ ((mixed >> 13) & 0x7FFFF), 0), 1)
-    at = group * num_codes + k
-    if COSINE:
-        tl.store(inverse + at, 1.0 / tl.sqrt(tl.where(square > 0, square, 1.0)), mask=there)
-    if COPIES:
-        slot = (key ^ ((key >> 16) & 0xFFFF)) & (num_slots - 1)
-        tl.store(slot_of + at, slot, mask=there)
-        tl.atomic_min(slots + group * num_slots + slot, k, mask=there)
-
-
-@triton.jit
-def column_sums(
-    codes, g_step, k_step, d_step, inverse, sums, maxima, num_codes, dim, chunk, chunks,
-    COSINE: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Sum and find the largest value of chunks of codes -> (G, chunks, D) and (G, chunks, D')."""
-    panels = tl.cdiv(dim, COLUMNS)
-    panel = tl.program_id(0) % panels
-    part = (tl.program_id(0) // panels) % chunks
-    group = (tl.program_id(0) // (panels * chunks)).to(tl.int64)
-    d = panel * COLUMNS + tl.arange(0, COLUMNS)
-    columns = codes + group * g_step + d.to(tl.int64)[None, :] * d_step
-    total = tl.zeros((COLUMNS,), tl.float64)
-    largest = tl.zeros((COLUMNS,), tl.float32)
-    for start in range(part * chunk, tl.minimum((part + 1) * chunk, num_codes), BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        inside = (k < num_codes)[:, None] & (d < dim)[None, :]
-        raw = tl.load(columns + k.to(tl.int64)[:, None] * k_step, mask=inside, other=0.0)
-        value = raw.to(tl.float64)
-        if COSINE:
-            at = group * num_codes + k
-            value *= tl.load(inverse + at, mask=k < num_codes, other=0.0)[:, None]
-        total += tl.sum(value, 0)
-        largest = tl.maximum(largest, tl.max(tl.abs(value), 0).to(tl.float32))
-    at = group * chunks + part
-    tl.store(sums + at * dim + d, total, mask=d < dim)
-    tl.store(maxima + at * panels + panel, tl.max(largest, 0))
-
-
-@triton.jit
-def frame(
-    sums, maxima, centre, scale, num_codes, dim, chunks, panels,
-    COSINE: tl.constexpr, WIDE: tl.constexpr,
-    CHUNKS: tl.constexpr, PANELS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Finish the mean code (G, D) and the scale (G,) from the chunks."""
-    panel = tl.program_id(0) % panels
-    group = (tl.program_id(0) // panels).to(tl.int64)
-    d = panel * COLUMNS + tl.arange(0, COLUMNS)
-    part = tl.arange(0, CHUNKS)
-    inside = (part < chunks)[:, None] & (d < dim)[None, :]
-    at = (group * chunks + part)[:, None] * dim + d[None, :]
-    mean = tl.sum(tl.load(sums + at, mask=inside, other=0.0), 0) / num_codes
-    if not COSINE and not WIDE:
-        mean = mean.to(tl.float32).to(tl.float64)  # then one float32 subtraction is exact
-    tl.store(centre + group * dim + d, mean, mask=d < dim)
-    if panel == 0:
-        count = chunks * panels
-        i = tl.arange(0, CHUNKS * PANELS)
-        largest = tl.max(tl.load(maxima + group * count + i, mask=i < count, other=0.0), 0)
-        tl.store(scale + group, 1.0 if COSINE else power_of_two(largest))
-
-
-@triton.jit
 def short_table(
-    codes, g_step, k_step, d_step, inverse, centre, scale, table, num_codes, padded,
+    codes, g_step, k_step, d_step, inverse, centre, spreads, table, num_codes, padded,
     COSINE: tl.constexpr, L2: tl.constexpr, WIDE: tl.constexpr,
     DIM: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
@@ -160,7 +79,7 @@ def short_table(
     there = k < num_codes
     row = codes + group * g_step + k.to(tl.int64) * k_step
     out = table + group * (DIM + 1) * padded + first + place
-    by = tl.load(scale + group)
+    by = power_of_two(tl.load(spreads + group))
     inverse_length = 1.0
     if COSINE:
         inverse_length = tl.load(inverse + group * num_codes + k, mask=there, other=0.0)
@@ -195,10 +114,10 @@ def is_copy(codes_of_group, k_step, d_step, k, earlier, need, dim, CHUNK: tl.con
 
 @triton.jit
 def code_table(
-    codes, g_step, k_step, d_step, inverse, centre, scale, slot_of, slots,
-    table, bias, reach, num_codes, dim, num_slots, tiles,
+    codes, g_step, k_step, d_step, inverse, centre, spreads, slot_of, slots,
+    table, bias, reach, num_codes, dim, num_slots, tiles, panels,
     COSINE: tl.constexpr, L2: tl.constexpr, WIDE: tl.constexpr, W: tl.constexpr,
-    TILE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, PANELS: tl.constexpr,
 ):  # fmt: skip
     """Round codes to float16 (G, T TILE, W), with bias, and per tile the longest code and error.
 
@@ -207,7 +126,7 @@ def code_table(
     tile = tl.program_id(0) % tiles
     group = (tl.program_id(0) // tiles).to(tl.int64)
     source = codes + group * g_step
-    by = tl.load(scale + group)
+    by = scale_of(spreads, group, panels, PANELS)
     longest = 0.0
     furthest = 0.0
     for start in range(0, TILE, BLOCK):
@@ -250,9 +169,9 @@ def code_table(
 
 @triton.jit
 def point_table(
-    vectors, g_step, n_step, d_step, centre, scale, table, sizes, num_rows, dim,
+    vectors, g_step, n_step, d_step, centre, spreads, table, sizes, num_rows, dim, panels,
     L2: tl.constexpr, WIDE: tl.constexpr, W: tl.constexpr,
-    BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNK: tl.constexpr, PANELS: tl.constexpr,
 ):  # fmt: skip
     """Round vectors to float16 (G, N, W), with (length, error, weight of the bias) per row.
 
@@ -263,7 +182,7 @@ def point_table(
     n = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     there = n < num_rows
     source = vectors + group * g_step + n.to(tl.int64)[:, None] * n_step
-    by = tl.load(scale + group)
+    by = scale_of(spreads, group, panels, PANELS) if L2 else tl.full((), 1.0, tl.float32)
     largest = tl.zeros((BLOCK,), tl.float32)
     for column in range(0, dim, CHUNK):
         d = column + tl.arange(0, CHUNK)
@@ -296,4 +215,5 @@ def point_table(
     at = sizes + (group * num_rows + n) * 3
     tl.store(at, tl.where(usable, length + off, float("nan")), mask=there)
     tl.store(at + 1, off, mask=there)
-    tl.store(at + 2, own, mask=there)
+    # Without a bias a weight that is not zero keeps the -inf of codes that cannot win.
+    tl.store(at + 2, own if L2 else tl.full((BLOCK,), 1e-18, tl.float32), mask=there)

@@ -33,6 +33,16 @@ def fold_sum(values: Tensor) -> Tensor:
     return values[..., 0]
 
 
+def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 2^exponent for whole exponents (int32), kept within the normal numbers of `dtype`.
+
+    Made of bits, since `pow` and `ldexp` round, and fall back on torch's default type.
+    """
+    if dtype == torch.float64:
+        return ((exponent.long().clamp(-1022, 1023) + 1023) << 52).view(dtype)
+    return ((exponent.int().clamp(-126, 127) + 127) << 23).view(torch.float32).to(dtype)
+
+
 def closeness(
     vectors: Tensor, codes: Tensor, rows: Tensor | None, ids: Tensor, metric: Metric
 ) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from threading import Lock
 from types import ModuleType
 from typing import NamedTuple
 
@@ -31,6 +32,10 @@ BLOCK_ELEMENTS = 2**17
 """Elements of vectors brought into the frame at a time (512 KiB in float32)."""
 TILE = 256
 """Vectors that are shifted by one row of a long subtraction."""
+_lock = Lock()
+_inside = 0
+"""Searches under way, in all threads of Python."""
+_threshold = 0
 VECTOR_BUILDS = ("AVX2", "AVX512", "NEON", "SVE")
 
 
@@ -71,7 +76,8 @@ def nearest(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
     step = max(1, min(BLOCK_ELEMENTS // dim, num_vectors))
     books = _books(vectors, codes, metric)
     width = max((book.table.shape[1] for book in books), default=dim)
-    queries, distances = torch.zeros(step * width), torch.empty(step)
+    queries = torch.zeros(step * width, dtype=torch.float32)
+    distances = torch.empty(step, dtype=torch.float32)
     num_codes = codes.shape[1]
     with _fused_kernel(faiss):
         for group, book in enumerate(books):
@@ -98,7 +104,7 @@ def _books(vectors: Tensor, codes: Tensor, metric: Metric) -> list[_Book]:
     ):
         return [_book(part, metric) for part in codes]
     centres = codes.mean(1)
-    tables = torch.empty(len(codes), num_codes + -num_codes % CODE_MULTIPLE, codes.shape[2])
+    tables = codes.new_empty(len(codes), num_codes + -num_codes % CODE_MULTIPLE, codes.shape[2])
     torch.sub(codes, centres[:, None], out=tables[:, :num_codes])
     tables[:, num_codes:] = tables[:, :1]
     tiles = centres.repeat(1, TILE)
@@ -135,8 +141,11 @@ def _prepare(vectors: Tensor, book: _Book, buffer: Tensor) -> Tensor:
     width = book.table.shape[1]
     prepared = buffer[: count * width].view(count, width)
     if book.frame is not None:
-        points = book.frame.points(vectors)
-        prepared[:, :dim] = unit_length(points) if book.frame.metric == "cosine" else points
+        if book.frame.metric == "cosine":
+            exact = vectors if vectors.dtype == torch.float64 else vectors.float()
+            prepared[:, :dim] = unit_length(exact)
+        else:
+            prepared[:, :dim] = book.frame.points(vectors)
         prepared[:, dim:] = 0
         return prepared
     # A broadcast row of few dimensions costs eight times more than one of a thousand elements.
@@ -169,11 +178,19 @@ def _search(
 @contextmanager
 def _fused_kernel(faiss: ModuleType) -> Iterator[None]:
     """Make faiss take its fused kernel on as many threads as torch uses; restore both settings."""
-    threshold, threads = faiss.cvar.distance_compute_blas_threshold, faiss.omp_get_max_threads()
-    faiss.cvar.distance_compute_blas_threshold = 1
+    global _inside, _threshold
+    with _lock:  # the threshold is the process's, the number of threads the calling thread's
+        if _inside == 0:
+            _threshold = faiss.cvar.distance_compute_blas_threshold
+            faiss.cvar.distance_compute_blas_threshold = 1
+        _inside += 1
+    threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:
         yield
     finally:
-        faiss.cvar.distance_compute_blas_threshold = threshold
         faiss.omp_set_num_threads(threads)
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                faiss.cvar.distance_compute_blas_threshold = _threshold

@@ -72,7 +72,7 @@ def nearest_with_scores(
     """
     inputs = checked(vectors, codes, metric)
     ids = _ids(inputs, metric, backend)
-    scores = torch.empty(ids.shape, device=ids.device)
+    scores = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
     for score, z, c, found in zip(scores, inputs.vectors, inputs.codes, ids, strict=True):
         score.copy_(closeness(z, c, None, found, metric))
     return inputs.ungroup(ids), inputs.ungroup(scores)
@@ -102,7 +102,7 @@ def nearest_k(
     num_groups, num_vectors, _ = inputs.vectors.shape
     device = inputs.vectors.device
     ids = torch.empty(num_groups, num_vectors, k, dtype=torch.int64, device=device)
-    scores = torch.empty(ids.shape, device=device)
+    scores = torch.empty(ids.shape, dtype=torch.float32, device=device)
     rows = torch.arange(num_vectors, device=device).repeat_interleave(k)
     bf16 = blocked.bf16_pays(inputs.codes)
     for group, (z, c) in enumerate(zip(inputs.vectors, inputs.codes, strict=True)):

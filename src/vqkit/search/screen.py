@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vqkit.search.exact import power_of_two
 from vqkit.search.inputs import Metric
-from vqkit.search.tables import Frame
+from vqkit.search.tables import Frame, near_one
 
 MEMBERS = (32, 16, 8, 4, 2, 1)
 """Codes of a group, whose maximum is taken at once; candidates are sought in groups that reach the
@@ -32,6 +33,8 @@ LOWEST = -3.0e38
 """Bias of rows of padding: no score reaches it."""
 COLUMNS = 4
 """Further columns in bf16: three of the bias, and one that keeps rows at whole words."""
+LONG = 2.0**60
+"""Vectors of this length are scaled down before they are multiplied."""
 TF32 = 2.0**-11
 PRODUCT_ERROR = {"bf16": 2.1 * BF16, "tf32": 2.1 * TF32, "ieee": 0.0}
 """Error of a float32 product by the precision that the user's settings allow for its factors."""
@@ -40,26 +43,29 @@ PRODUCT_ERROR = {"bf16": 2.1 * BF16, "tf32": 2.1 * TF32, "ieee": 0.0}
 class Screen:
     """Prepared codes. In float32 they are prepared block by block, in bf16 one copy is held."""
 
-    def __init__(self, codes: Tensor, metric: Metric, bf16: bool) -> None:
+    def __init__(
+        self, codes: Tensor, metric: Metric, bf16: bool, frame: Frame | None = None
+    ) -> None:
         self.codes = codes
         self.bf16 = bf16
-        self.frame = Frame.of(codes, metric, shift_codes=True, scaled=True)
+        self.frame = frame or Frame.of(codes, metric, shift_codes=True, scaled=True)
         groups = GROUPS if bf16 else 1
         padded = {m: len(codes) + -len(codes) % (groups * m) for m in MEMBERS}
         self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * len(codes)), 1)
         self.num_rows = padded[self.members]
-        self.bias = torch.full((self.num_rows,), LOWEST, device=codes.device)
+        zero = torch.zeros((), dtype=torch.float32, device=codes.device)
+        self.bias = zero.new_full((self.num_rows,), LOWEST)
         dim = codes.shape[1]
         self.table = codes.new_zeros(
             self.num_rows if bf16 else 0, dim + COLUMNS, dtype=torch.bfloat16
         )
-        self.longest = torch.zeros((), device=codes.device)
-        self.farthest = torch.zeros((), device=codes.device)
-        """Length of the longest code, and of the longest rounding error of a code."""
+        self.lengths = zero.new_empty(len(codes))
+        self.coarsest = zero
+        """Length of the longest rounding error of a code."""
         self._prepare()
-        self.unusable = torch.empty(0, dtype=torch.int64)
+        self.longest = self.lengths.max()
+        self.unusable: list[int] = []
         """Vectors of the block whose scores float32 cannot bound, on a CPU."""
-        self.all_usable = True
         self._buffers: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _prepare(self) -> None:
@@ -67,26 +73,18 @@ class Screen:
         for start in range(0, len(self.codes), ROWS_AT_ONCE):
             rows = self.frame.table(self.codes[start : start + ROWS_AT_ONCE])
             here = slice(start, start + len(rows))
-            norm = torch.linalg.vector_norm(rows, dim=-1)
-            self.longest = torch.maximum(self.longest, norm.max())
-            self.bias[here] = norm.square() / -2 if self.frame.metric == "l2" else 0.0
+            lengths = torch.linalg.vector_norm(rows, dim=-1)
+            self.lengths[here] = lengths
+            self.bias[here] = lengths.square() / -2 if self.frame.metric == "l2" else 0.0
             if self.bf16:
                 self.table[here, :dim] = rows
                 error = torch.linalg.vector_norm(rows.sub_(self.table[here, :dim]), dim=-1)
-                self.farthest = torch.maximum(self.farthest, error.max())
+                self.coarsest = torch.maximum(self.coarsest, error.max())
         if self.bf16:
             rest = self.bias
             for column in range(dim, dim + 3):
                 self.table[:, column] = rest
                 rest = rest - self.table[:, column].float()
-
-    def anew(self, codes: Tensor, metric: Metric, bf16: bool) -> Screen:
-        """Screen other codes, or with other products, in buffers of the same number of scores."""
-        screen = Screen(codes, metric, bf16)
-        if self._buffers is not None:
-            scores = self._buffers[0]
-            screen.reserve(scores.shape[0], scores.shape[1])
-        return screen
 
     def reserve(self, count: int, width: int) -> None:
         """Make room for the scores of `count` vectors and `width` codes at a time.
@@ -97,7 +95,7 @@ class Screen:
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         scores = torch.empty(count, width, dtype=dtype, device=device)
         factors = torch.ones(count, dim + (COLUMNS if self.bf16 else 1), dtype=dtype, device=device)
-        rows = torch.empty(0 if self.bf16 else width, dim + 1, device=device)
+        rows = torch.empty(0 if self.bf16 else width, dim + 1, dtype=torch.float32, device=device)
         self._buffers = scores, factors, rows
 
     def factors(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,24 +111,42 @@ class Screen:
         if self.bf16:
             factors[:, :dim] = points
         length = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
+        weight = self._weight(points, length, factors)
         product = length * self.longest
-        quadratic = self.longest.square() if self.frame.metric == "l2" else 0.0
+        quadratic = self.longest.square() * weight if self.frame.metric == "l2" else 0.0
         bound = (dim + 8) * FLOAT32 * (product + quadratic)
         if self.bf16:
             error = points - factors[:, :dim]
             rounded = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
-            bound = bound + 1.001 * (rounded * self.longest + (length + rounded) * self.farthest)
+            bound = bound + 1.001 * (rounded * self.longest + (length + rounded) * self.coarsest)
         else:
             allowed = PRODUCT_ERROR[_product_precision(self.codes.device)]
             bound = bound + allowed * (product + quadratic)
         bound = 2 * bound + dim * torch.finfo(torch.float32).tiny  # underflow
         usable = bound.isfinite() & (bound < -LOWEST)
         if vectors.device.type == "cpu":
-            self.unusable = usable[:, 0].logical_not().nonzero()[:, 0]
-            self.all_usable = len(self.unusable) == 0
+            self.unusable = usable[:, 0].logical_not().nonzero()[:, 0].tolist()
         if self.frame.metric != "l2":
             usable = usable & (length > 0)  # a zero vector ties with everything
         return factors, bound.where(usable, torch.nan)
+
+    def _weight(self, points: Tensor, length: Tensor, factors: Tensor) -> Tensor | float:
+        """Weigh the scores of long vectors down by powers of two (n, 1), in all three arguments.
+
+        It changes no order of scores, and nothing overflows. Ones and other vectors stay.
+        """
+        dim = points.shape[1]
+        factors[:, dim:] = 1.0
+        long = length < LONG
+        if self.frame.metric != "l2" or (points.device.type == "cpu" and bool(long.all())):
+            return 1.0
+        exponent = torch.frexp(points.abs().amax(-1, keepdim=True)).exponent
+        weight = power_of_two(-exponent, torch.float32).where(~long, 1.0)
+        factors *= weight.to(factors.dtype)
+        if self.bf16:  # in float32 they are the factors
+            points *= weight
+        length.copy_(torch.linalg.vector_norm(points, dim=-1, keepdim=True))
+        return weight
 
     def _points(self, vectors: Tensor, out: Tensor | None) -> Tensor:
         """Bring vectors (n, D) into the frame, as float32, in `out` if it is given."""
@@ -138,11 +154,10 @@ class Screen:
         narrow = vectors.dtype == torch.float32 == frame.centre.dtype
         if out is not None and narrow and frame.metric == "l2" and frame.scale is None:
             return torch.sub(vectors, frame.centre, out=out)
-        points = frame.points(vectors)
+        points = frame.points(vectors)  # never `vectors` itself where it is changed: see `_weight`
         if frame.metric != "l2":
-            # The length of a vector changes no order: a power of two keeps its square in range.
-            exponent = torch.frexp(points.abs().amax(-1, keepdim=True)).exponent
-            points = torch.ldexp(points, -exponent.clamp(-126, 126))
+            # The length of a vector changes no order.
+            points = near_one(vectors if vectors.dtype == torch.float64 else points).float()
         return points if out is None else out.copy_(points)
 
     def scores(self, factors: Tensor, start: int, width: int) -> Tensor:

@@ -47,7 +47,7 @@ def sum_grid(largest: float, count: int) -> float:
 
 def to_grid(values: Tensor, grid: float) -> Tensor:
     """Round values of any floating type to whole multiples of `grid`, as float64 counts of it."""
-    return values.double().mul_(1 / grid).round_()
+    return torch.mul(values.to(torch.float64), 1 / grid).round_()
 
 
 def code_sums(

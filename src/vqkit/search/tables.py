@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqkit.search.exact import CHUNK_ELEMENTS, fold_sum, wide
+from vqkit.search.exact import CHUNK_ELEMENTS, fold_sum, power_of_two, wide
 from vqkit.search.inputs import Metric
 
 MODEST = 40
@@ -76,7 +76,7 @@ class Frame:
         """
         num_codes, dim = codes.shape
         num_rows = num_codes + -num_codes % multiple
-        rows = torch.empty(num_rows, dim + columns, device=codes.device)
+        rows = torch.empty(num_rows, dim + columns, dtype=torch.float32, device=codes.device)
         rows[num_codes:] = 0
         rows[:, dim:] = 0
         if self.metric == "cosine" or codes.dtype != torch.float32:
@@ -100,18 +100,27 @@ class Frame:
         """Prepare vectors (n, D) as float32; call it block by block."""
         if self.metric == "l2":
             # float64 input is shifted before it is rounded; the others are exact in float32.
-            source = vectors if vectors.dtype == torch.float64 else vectors.float()
+            # So are values so large that a difference could overflow.
+            exact = vectors.dtype == torch.float64 or self.scale is not None
+            source = vectors.to(wide(vectors.device)) if exact else vectors.float()
             vectors = source - self.centre.to(source.dtype)
         return (vectors if self.scale is None else vectors * self.scale).float()
 
 
 def unit_length(rows: Tensor) -> Tensor:
     """Scale rows (n, D) to length one, zero rows to zero, the same way in every batch."""
-    largest = rows.abs().amax(-1, keepdim=True)
-    # A power of two keeps squares in range and changes no digit.
-    rows = torch.ldexp(rows, -torch.frexp(largest).exponent.clamp(-126, 126))
+    rows = near_one(rows)
     norm = fold_sum(rows * rows).sqrt_()[:, None]
     return rows / norm.where(norm > 0, 1.0)
+
+
+def near_one(rows: Tensor) -> Tensor:
+    """Scale rows (n, D), float32 or float64, by powers of two, so that squares stay in range."""
+    exponent = torch.frexp(rows.abs().amax(-1, keepdim=True)).exponent
+    if rows.dtype == torch.float64:  # the smallest numbers need two steps
+        half = torch.div(exponent, 2, rounding_mode="floor")
+        rows, exponent = rows * power_of_two(-half, rows.dtype), exponent - half
+    return rows * power_of_two(-exponent, rows.dtype)
 
 
 def _scale(codes: Tensor) -> tuple[Tensor | None, bool]:
@@ -123,16 +132,16 @@ def _scale(codes: Tensor) -> tuple[Tensor | None, bool]:
     exponent = math.frexp(largest)[1]
     if abs(exponent) <= MODEST:
         return None, True
-    return torch.tensor(math.ldexp(1.0, -max(-126, min(exponent, 126)))), False
+    scale = math.ldexp(1.0, -max(-126, min(exponent, 126)))
+    return torch.tensor(scale, dtype=torch.float32), False
 
 
 def _scale_later(codes: Tensor) -> Tensor:
     """Choose the scale on a device that nobody waits for."""
-    low, high = (value.float() for value in torch.aminmax(codes))
+    low, high = (value.to(torch.float32) for value in torch.aminmax(codes))
     exponent = torch.frexp(torch.maximum(-low, high)).exponent
     modest = (exponent.abs() <= MODEST) | ~torch.isfinite(high - low)
-    one = torch.ones((), device=codes.device)
-    return torch.ldexp(one, -exponent.clamp(-126, 126)).where(~modest, one)
+    return power_of_two(torch.where(modest, 0, -exponent), torch.float32)
 
 
 def _step(codes: Tensor) -> int:
