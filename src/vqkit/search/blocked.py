@@ -12,6 +12,9 @@ candidate.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,12 +33,12 @@ BF16_DIM, BF16_CODES = 17, 512
 """From where on products in bf16 win, candidates included (measured: benchmarks/search.py)."""
 MANY = 8
 """Candidates of a vector from which on something about the codes makes the screen too coarse."""
-PAIRS = 2**17
+PAIRS = 2**16
 """Candidates kept before they are compared; more than that only where almost all codes tie."""
 FAR = 4
 """Codes so many times as long as the median are searched by themselves if they spoil the bound."""
-SCORES_AT_ONCE = 2**17
-"""Scores of groups that are searched for candidates at a time."""
+MAXIMA_AT_ONCE, SCORES_AT_ONCE = 2**19, 2**17
+"""Maxima of groups, and scores of their members, that are searched for candidates at a time."""
 
 
 def bf16_pays(codes: Tensor) -> bool:
@@ -62,13 +65,24 @@ def nearest_k(vectors: Tensor, codes: Tensor, k: int, metric: Metric, *, bf16: b
     ids = torch.empty(len(vectors), k, dtype=torch.int64, device=vectors.device)
     with torch.autocast(vectors.device.type, enabled=False):
         search = _Search(Judge(codes, metric), None, k, bf16)
-        step = search.block_rows(vectors.shape[1])
+        step = search.block_rows()
         for start in range(0, len(vectors), step):
             block = vectors[start : start + step]
-            ids[start : start + step] = search.pairs(block).first_k(block, search.judge, k)
-            for row in search.unusable():
+            pairs = search.pairs(block)
+            ids[start : start + step] = pairs.first_k(block, search.judge, k)
+            for row in _lost(block, pairs):
                 ids[start + row] = search.judge.order(block[row])[:k]
     return ids
+
+
+def _lost(vectors: Tensor, pairs: Pairs) -> list[int]:
+    """List vectors (n, D) on a CPU, but zeros, whose scores float32 could not bound."""
+    seen = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+    seen[pairs.row] = True
+    if vectors.device.type != "cpu" or bool(seen.all()):
+        return []
+    rows = seen.logical_not().nonzero()[:, 0]
+    return rows[(vectors[rows] != 0).any(-1)].tolist()
 
 
 class _Search:
@@ -78,8 +92,10 @@ class _Search:
         self.judge = judge
         self.original = original
         """The ids of the codes that are searched here; None: all."""
-        self.codes = judge.codes if original is None else judge.codes[original]
-        self.k = min(k, len(self.codes))
+        self.kept: Tensor | None = None
+        """Which of them are still searched (K,); None: all."""
+        num_codes = len(judge.codes if original is None else original)
+        self.k = min(k, num_codes)
         self.bf16 = bf16
         self.steps = [self._leave_out_copies] if k == 1 else []
         self.steps += [self._set_far_codes_apart, self._use_float32]
@@ -87,35 +103,37 @@ class _Search:
         self._prepare()
 
     def _prepare(self) -> None:
-        frame = self.judge.frame if self.original is None else None
-        self.screen = Screen(self.codes, self.judge.metric, self.bf16, frame)
-        larger = 1 if self.codes.device.type == "cpu" else 4
+        self.screen = Screen(self.judge, self.original, self.bf16, self.kept)
+        larger = 1 if self.judge.codes.device.type == "cpu" else 4
         self.width = min(self.screen.num_rows, CODES_IN_BLOCK * larger)
         self.scores = SCORES_IN_BLOCK * larger * (2 if self.bf16 else 1)
-        self.screen.reserve(self.block_rows(self.codes.shape[1]), self.width)
+        self.screen.reserve(self.block_rows(), self.width)
 
-    def block_rows(self, dim: int) -> int:
+    def block_rows(self) -> int:
         """Choose how many vectors are searched at a time."""
-        return max(1, min(self.scores // self.width, PAIRS // (MANY * self.k), ELEMENTS // dim))
+        fitting = ELEMENTS // self.judge.codes.shape[1]
+        return max(1, min(self.scores // self.width, PAIRS // (MANY * self.k), fitting))
 
     def pairs(self, vectors: Tensor) -> Pairs:
         """Collect for vectors (n, D) all codes that may be among the k nearest, by their ids."""
-        parts = vectors.split(self.block_rows(vectors.shape[1]))  # others than at the beginning
-        found = Pairs.join([self._near(part).moved(n) for n, part in _numbered(parts)])
-        return found if self.far is None else Pairs.join([found, self.far.pairs(vectors)])
-
-    def unusable(self) -> list[int]:
-        """List the vectors of the last block whose scores float32 cannot bound, on a CPU."""
-        rows = set(self.screen.unusable)
-        return sorted(rows if self.far is None else rows.union(self.far.unusable()))
+        found, start = [], 0
+        for part in vectors.split(self.block_rows()):  # more rows than fit, after `_use_float32`
+            found.append(self._near(part).moved(start))
+            start += len(part)
+        if self.far is not None:
+            found.append(self.far.pairs(vectors))
+        return Pairs.join(found)
 
     def _near(self, vectors: Tensor) -> Pairs:
-        while True:
-            pairs = self._candidates(vectors)
-            if pairs is not None:
-                break
+        pairs = self._candidates(vectors)
+        while pairs is None:
             if self.steps.pop(0)():
-                self._prepare()
+                parts = vectors.split(self.block_rows())
+                starts = range(0, len(vectors), len(parts[0]))
+                return Pairs.join(
+                    [self._near(part).moved(n) for n, part in zip(starts, parts, strict=True)]
+                )
+            pairs = self._candidates(vectors)
         if self.original is not None:
             pairs.code = self.original[pairs.code]
         return pairs
@@ -139,14 +157,10 @@ class _Search:
             maxima = scores.amax(1) if members > 1 else scores[:, 0]
             best = _best(best, maxima, k)
             floor = screen.floor(best[:, -1:], slack)
-            rows, numbers = (maxima >= floor).nonzero(as_tuple=True)
-            at_once = SCORES_AT_ONCE // members
-            for row, number in zip(rows.split(at_once), numbers.split(at_once), strict=True):
-                inside = scores[row, :, number]
-                hit, lane = (inside >= floor[row]).nonzero(as_tuple=True)
-                code = start + lane * across + number[hit] * along
-                found = Pairs(row[hit], code, inside[hit, lane].to(slack.dtype))
-                pairs = Pairs.join([pairs, found.where(code < len(self.codes))])
+            for found in _reaching(scores, maxima, floor):
+                code = start + found.member * across + found.group * along
+                real = code < screen.num_codes
+                pairs = Pairs.join([pairs, Pairs(found.row, code, found.score).where(real)])
                 if len(pairs.row) > MANY * k * len(vectors):
                     pairs = pairs.where(pairs.score >= floor[pairs.row, 0])
                     if self.steps and len(pairs.row) > MANY * k * len(vectors):
@@ -160,38 +174,62 @@ class _Search:
 
     def _leave_out_copies(self) -> bool:
         """Collapsed codebooks hold many equal codes, every one a tie for every vector."""
-        kept = distinct(self.codes)
-        if kept is not None:
-            self._keep(kept)
-        return kept is not None
+        codes = self.judge.codes if self.original is None else self.judge.codes[self.original]
+        first = distinct(codes)
+        if first is None:
+            return False
+        kept = torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
+        kept[first] = True
+        self._keep(kept)
+        return True
 
     def _set_far_codes_apart(self) -> bool:
         """One long code, dead far away, would make the bound of all others coarse."""
         lengths = self.screen.lengths
-        far = lengths > FAR * lengths.median()
+        known = lengths if self.kept is None else lengths[self.kept]
+        near = lengths <= FAR * known.median()
+        far = near.logical_not() if self.kept is None else self.kept & near.logical_not()
         if not bool(far.any()):
             return False
-        ids = torch.arange(len(far), device=far.device) if self.original is None else self.original
-        self.far = _Search(self.judge, ids[far], self.k, self.bf16)
-        self._keep(far.logical_not().nonzero()[:, 0])
+        ids = far.nonzero()[:, 0] if self.original is None else self.original[far]
+        self.far = _Search(self.judge, ids, self.k, self.bf16)
+        self._keep(near)
         return True
 
     def _use_float32(self) -> bool:
         was, self.bf16 = self.bf16, False
+        if was:
+            self._prepare()
         return was
 
     def _keep(self, kept: Tensor) -> None:
-        self.original = kept if self.original is None else self.original[kept]
-        self.codes = self.codes[kept]
-        self.k = min(self.k, len(kept))
+        self.kept = kept if self.kept is None else self.kept & kept
+        self.k = min(self.k, int(self.kept.sum()))
+        self.screen.leave_out(self.kept.logical_not())
 
 
-def _numbered(parts: tuple[Tensor, ...]) -> list[tuple[int, Tensor]]:
-    """Pair parts with the number of their first row."""
-    starts = [0]
-    for part in parts[:-1]:
-        starts.append(starts[-1] + len(part))
-    return list(zip(starts, parts, strict=True))
+class _Found(NamedTuple):
+    """Scores that reach the floor of their vector: where they stand, and what they are."""
+
+    row: Tensor
+    member: Tensor
+    group: Tensor
+    score: Tensor
+
+
+def _reaching(scores: Tensor, maxima: Tensor, floor: Tensor) -> Iterator[_Found]:
+    """List the scores (n, members, groups) that reach floor (n, 1), by their groups' maxima."""
+    members, num_groups = scores.shape[1:]
+    some, few = max(1, MAXIMA_AT_ONCE // num_groups), max(1, SCORES_AT_ONCE // members)
+    for start in range(0, len(scores), some):
+        here = slice(start, start + some)
+        rows, groups = (maxima[here] >= floor[here]).nonzero(as_tuple=True)
+        rows += start
+        for row, group in zip(rows.split(few), groups.split(few), strict=True):
+            inside = scores[row, :, group]
+            hit, member = (inside >= floor[row]).nonzero(as_tuple=True)
+            score = inside[hit, member].to(torch.float32)
+            yield _Found(row[hit], member, group[hit], score)
 
 
 def _best(best: Tensor, maxima: Tensor, k: int) -> Tensor:

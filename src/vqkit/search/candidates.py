@@ -28,7 +28,7 @@ class Judge:
         self.metric = metric
         self.frame = Frame.of(codes, metric, shift_codes=True, scaled=True)
         self.centre = self.frame.centre.to(wide(codes.device))
-        # A few codes tell enough of the spread: both comparisons are finer than any screen.
+        # A few codes tell enough of the spread, since both comparisons are fine enough.
         self.limit = REMOTE * (codes[:SAMPLE] - self.centre).abs().amax()
 
     def closeness(self, vectors: Tensor, row: Tensor, code: Tensor) -> Tensor:
@@ -48,6 +48,24 @@ class Judge:
             for rows, codes in zip(row.split(step), code.split(step), strict=True)
         ]
         return torch.cat(parts)
+
+    def error(self, length: Tensor, reach: Tensor, weight: Tensor | float, dim: int) -> Tensor:
+        """Bound the error of a comparison of vectors and codes of those lengths in the frame.
+
+        Codes that are a tie here must all be candidates, or a batch could change which is lowest.
+
+        Args:
+            length: (n, 1), times `weight`.
+            reach: (), of the longest code.
+            weight: (n, 1) that scores are multiplied by.
+            dim: D.
+        """
+        error = length * reach + weight * reach.square()
+        if self.metric == "l2":
+            # A direct comparison errs in proportion to the distance.
+            direct = length <= dim**0.5 * self.limit.to(length.dtype) + reach
+            error = torch.where(direct, (length + reach).square(), error)
+        return (dim + 4) * 2.0**-50 * error
 
     def _remote(self, vectors: Tensor) -> Tensor | None:
         """Find remote vectors (n,), None if there are none for sure."""

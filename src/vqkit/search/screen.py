@@ -11,12 +11,14 @@ Legend: n vectors of a block, w codes of a block, K' codes padded to whole group
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from vqkit.search.candidates import Judge
 from vqkit.search.exact import power_of_two
-from vqkit.search.inputs import Metric
-from vqkit.search.tables import Frame, near_one
+from vqkit.search.tables import near_one, unit_length
 
 MEMBERS = (32, 16, 8, 4, 2, 1)
 """Codes of a group, whose maximum is taken at once; candidates are sought in groups that reach the
@@ -44,43 +46,73 @@ class Screen:
     """Prepared codes. In float32 they are prepared block by block, in bf16 one copy is held."""
 
     def __init__(
-        self, codes: Tensor, metric: Metric, bf16: bool, frame: Frame | None = None
+        self, judge: Judge, ids: Tensor | None, bf16: bool, kept: Tensor | None = None
     ) -> None:
-        self.codes = codes
+        self.judge = judge
+        self.ids = ids
+        """Which of the judge's codes (K,); None: all."""
         self.bf16 = bf16
-        self.frame = frame or Frame.of(codes, metric, shift_codes=True, scaled=True)
+        self.metric = judge.metric
+        codes = judge.codes
+        self.num_codes = len(codes) if ids is None else len(ids)
         groups = GROUPS if bf16 else 1
-        padded = {m: len(codes) + -len(codes) % (groups * m) for m in MEMBERS}
-        self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * len(codes)), 1)
+        padded = {m: self.num_codes + -self.num_codes % (groups * m) for m in MEMBERS}
+        self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * self.num_codes), 1)
         self.num_rows = padded[self.members]
         zero = torch.zeros((), dtype=torch.float32, device=codes.device)
         self.bias = zero.new_full((self.num_rows,), LOWEST)
-        dim = codes.shape[1]
+        self.lengths, self.errors = zero.new_empty(2, self.num_codes)
+        """Lengths of codes in the frame, and of their rounding errors."""
         self.table = codes.new_zeros(
-            self.num_rows if bf16 else 0, dim + COLUMNS, dtype=torch.bfloat16
+            self.num_rows if bf16 else 0, codes.shape[1] + COLUMNS, dtype=torch.bfloat16
         )
-        self.lengths = zero.new_empty(len(codes))
-        self.coarsest = zero
-        """Length of the longest rounding error of a code."""
-        self._prepare()
-        self.longest = self.lengths.max()
-        self.unusable: list[int] = []
-        """Vectors of the block whose scores float32 cannot bound, on a CPU."""
         self._buffers: tuple[Tensor, Tensor, Tensor] | None = None
+        if ids is None and kept is None:
+            self.frame = judge.frame
+            self._prepare(None)
+        else:
+            self.leave_out(None if kept is None else kept.logical_not())
 
-    def _prepare(self) -> None:
-        dim = self.codes.shape[1]
-        for start in range(0, len(self.codes), ROWS_AT_ONCE):
-            rows = self.frame.table(self.codes[start : start + ROWS_AT_ONCE])
+    def _part(self, start: int, stop: int) -> Tensor:
+        if self.ids is None:
+            return self.judge.codes[start:stop]
+        return self.judge.codes[self.ids[start:stop]]
+
+    def leave_out(self, gone: Tensor | None) -> None:
+        """Search all codes but those at which gone (K,) is true, in their own frame."""
+        kept = self.num_codes if gone is None else int(gone.numel() - gone.sum())
+        centre = torch.zeros_like(self.judge.centre)
+        for start in range(0, self.num_codes, ROWS_AT_ONCE):
+            part = self._part(start, start + ROWS_AT_ONCE)
+            part = part if gone is None else part[gone[start : start + ROWS_AT_ONCE].logical_not()]
+            part = part.to(centre.dtype)
+            centre += (unit_length(part) if self.metric == "cosine" else part).sum(0)
+        centre = (centre / kept).to(self.judge.frame.centre.dtype)
+        self.frame = replace(self.judge.frame, centre=centre)
+        self._prepare(gone)
+
+    def _prepare(self, gone: Tensor | None) -> None:
+        dim = self.judge.codes.shape[1]
+        for start in range(0, self.num_codes, ROWS_AT_ONCE):
+            rows = self.frame.table(self._part(start, start + ROWS_AT_ONCE))
             here = slice(start, start + len(rows))
             lengths = torch.linalg.vector_norm(rows, dim=-1)
             self.lengths[here] = lengths
-            self.bias[here] = lengths.square() / -2 if self.frame.metric == "l2" else 0.0
+            self.bias[here] = lengths.square() / -2 if self.metric == "l2" else 0.0
             if self.bf16:
                 self.table[here, :dim] = rows
-                error = torch.linalg.vector_norm(rows.sub_(self.table[here, :dim]), dim=-1)
-                self.coarsest = torch.maximum(self.coarsest, error.max())
+                rows -= self.table[here, :dim]
+                self.errors[here] = torch.linalg.vector_norm(rows, dim=-1)
+        counted, errors = self.lengths, self.errors
+        if gone is not None:
+            self.bias[: self.num_codes][gone] = LOWEST
+            counted, errors = counted[gone.logical_not()], errors[gone.logical_not()]
+        self.longest = counted.max()
+        shift = (self.frame.centre.to(self.judge.centre.dtype) - self.judge.centre).norm()
+        self.shift = (shift if self.frame.scale is None else shift * self.frame.scale).float()
+        """How far the frame has moved from the judge's."""
         if self.bf16:
+            self.coarsest = errors.max()
             rest = self.bias
             for column in range(dim, dim + 3):
                 self.table[:, column] = rest
@@ -91,7 +123,7 @@ class Screen:
 
         One buffer for all blocks: fresh ones would scatter the heap and cost page faults.
         """
-        dim, device = self.codes.shape[1], self.codes.device
+        dim, device = self.judge.codes.shape[1], self.judge.codes.device
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         scores = torch.empty(count, width, dtype=dtype, device=device)
         factors = torch.ones(count, dim + (COLUMNS if self.bf16 else 1), dtype=dtype, device=device)
@@ -113,20 +145,19 @@ class Screen:
         length = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
         weight = self._weight(points, length, factors)
         product = length * self.longest
-        quadratic = self.longest.square() * weight if self.frame.metric == "l2" else 0.0
+        quadratic = self.longest.square() * weight if self.metric == "l2" else 0.0
         bound = (dim + 8) * FLOAT32 * (product + quadratic)
         if self.bf16:
             error = points - factors[:, :dim]
             rounded = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
             bound = bound + 1.001 * (rounded * self.longest + (length + rounded) * self.coarsest)
         else:
-            allowed = PRODUCT_ERROR[_product_precision(self.codes.device)]
+            allowed = PRODUCT_ERROR[_product_precision(vectors.device)]
             bound = bound + allowed * (product + quadratic)
+        bound = bound + self.judge.error(length, self.longest + self.shift, weight, dim)
         bound = 2 * bound + dim * torch.finfo(torch.float32).tiny  # underflow
         usable = bound.isfinite() & (bound < -LOWEST)
-        if vectors.device.type == "cpu":
-            self.unusable = usable[:, 0].logical_not().nonzero()[:, 0].tolist()
-        if self.frame.metric != "l2":
+        if self.metric != "l2":
             usable = usable & (length > 0)  # a zero vector ties with everything
         return factors, bound.where(usable, torch.nan)
 
@@ -138,7 +169,7 @@ class Screen:
         dim = points.shape[1]
         factors[:, dim:] = 1.0
         long = length < LONG
-        if self.frame.metric != "l2" or (points.device.type == "cpu" and bool(long.all())):
+        if self.metric != "l2" or (points.device.type == "cpu" and bool(long.all())):
             return 1.0
         exponent = torch.frexp(points.abs().amax(-1, keepdim=True)).exponent
         weight = power_of_two(-exponent, torch.float32).where(~long, 1.0)
@@ -169,7 +200,7 @@ class Screen:
         if self.bf16:
             return torch.mm(factors, self.table[start:stop].T, out=scores)
         rows = self._buffers[2][: stop - start]
-        part = self.codes[start:stop]
+        part = self._part(start, stop)
         rows[: len(part), :-1] = self.frame.table(part)
         rows[len(part) :, :-1] = 0
         rows[:, -1] = self.bias[start:stop]
