@@ -97,8 +97,9 @@ class _Search:
         num_codes = len(judge.codes if original is None else original)
         self.k = min(k, num_codes)
         self.bf16 = bf16
-        self.steps = [self._leave_out_copies] if k == 1 else []
-        self.steps += [self._set_far_codes_apart, self._use_float32]
+        # Plain functions: bound ones would tie this object into a cycle that outlives the search.
+        self.steps = [_Search._leave_out_copies] if k == 1 else []
+        self.steps += [_Search._set_far_codes_apart, _Search._use_float32]
         self.far: _Search | None = None
         self._prepare()
 
@@ -127,7 +128,7 @@ class _Search:
     def _near(self, vectors: Tensor) -> Pairs:
         pairs = self._candidates(vectors)
         while pairs is None:
-            if self.steps.pop(0)():
+            if self.steps.pop(0)(self):
                 parts = vectors.split(self.block_rows())
                 starts = range(0, len(vectors), len(parts[0]))
                 return Pairs.join(
