@@ -269,8 +269,11 @@ def poisoned(kind, step):
 
         def forward(self, z):
             self.forwards += 1
-            out = self.inner(z)
+            self.inner.check_values = self.check_values  # as the trainer has set it
+            out = self.inner(z * math.nan if kind == "features" and self.forwards >= step else z)
             if self.forwards < step:
+                return out
+            if kind == "features":
                 return out
             if kind == "term":
                 terms = {**out.terms, "commitment": out.terms["commitment"] * math.nan}
@@ -282,7 +285,11 @@ def poisoned(kind, step):
 
 @pytest.mark.parametrize(
     ("kind", "named"),
-    [("term", "quantizer.commitment is nan"), ("gradient", "the gradient of encoder.")],
+    [
+        ("features", "reconstruction is nan"),
+        ("term", "quantizer.commitment is nan"),
+        ("gradient", "the gradient of encoder."),
+    ],
 )
 def test_what_is_not_finite_stops_the_run_and_is_kept(kind, named, images, tmp_path):
     config = run_config(images, quantizer__preset="bad", quantizer__args={})

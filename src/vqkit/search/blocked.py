@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vqkit.search.candidates import Judge, Pairs
-from vqkit.search.exact import distinct
+from vqkit.search.exact import first_copies
 from vqkit.search.inputs import Metric
 from vqkit.search.screen import Screen
 
@@ -176,12 +176,10 @@ class _Search:
     def _leave_out_copies(self) -> bool:
         """Collapsed codebooks hold many equal codes, every one a tie for every vector."""
         codes = self.judge.codes if self.original is None else self.judge.codes[self.original]
-        first = distinct(codes)
+        first = first_copies(codes)
         if first is None:
             return False
-        kept = torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
-        kept[first] = True
-        self._keep(kept)
+        self._keep(first == torch.arange(len(first), device=first.device))
         return True
 
     def _set_far_codes_apart(self) -> bool:

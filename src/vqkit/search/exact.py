@@ -80,12 +80,8 @@ def _score(z: Tensor, code: Tensor, metric: Metric) -> Tensor:
     return torch.where(norms > 0, product / norms, norms)
 
 
-def distinct(codes: Tensor) -> Tensor | None:
-    """Return the ascending ids of codes that copy no earlier one, or None if all differ.
-
-    Collapsed codebooks hold many equal codes, every one a tie for every vector. A copy that this
-    overlooks (two codes with one key, interleaved) costs time, never a wrong id.
-    """
+def first_copies(codes: Tensor) -> Tensor | None:
+    """Map every code (K, D) to the lowest id with the same values, (K,); None if all differ."""
     num_codes, dim = codes.shape
     dtype = wide(codes.device)
     weights = torch.arange(1, dim + 1, dtype=dtype, device=codes.device).sqrt_()
@@ -95,13 +91,15 @@ def distinct(codes: Tensor) -> Tensor | None:
     twin = (key[1:] == key[:-1]).nonzero()[:, 0]
     if twin.numel() == 0:
         return None
-    earlier, later = order[twin], order[twin + 1]
-    same = torch.cat(
-        [
-            (codes[a] == codes[b]).all(-1)
-            for a, b in zip(earlier.split(step), later.split(step), strict=True)
-        ]
-    )
-    keep = torch.ones(num_codes, dtype=torch.bool, device=codes.device)
-    keep[later[same]] = False
-    return keep.nonzero()[:, 0]
+    pairs = zip(order[twin].split(step), order[twin + 1].split(step), strict=True)
+    same = torch.cat([(codes[a] == codes[b]).all(-1) for a, b in pairs])
+    if not bool(same.all()):  # different codes with one key, which may stand between copies
+        _, group = torch.unique(codes, dim=0, return_inverse=True)
+    else:
+        starts = torch.ones(num_codes, dtype=torch.int64, device=codes.device)
+        starts[twin + 1] = 0
+        group = torch.empty_like(order)
+        group[order] = starts.cumsum(0) - 1
+    every = torch.arange(num_codes, device=codes.device)
+    first = torch.full_like(every, num_codes).scatter_reduce_(0, group, every, "amin")[group]
+    return None if torch.equal(first, every) else first

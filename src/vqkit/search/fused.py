@@ -21,8 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vqkit.search.exact import first_copies, fold_sum
 from vqkit.search.inputs import Metric
-from vqkit.search.tables import MODEST, Frame, unit_length
+from vqkit.search.tables import MODEST, Frame, near_one
 
 MAX_DIM = 16
 """The fused kernel exists for 1 to 16 dimensions."""
@@ -36,6 +37,7 @@ _lock = Lock()
 _inside = 0
 """Searches under way, in all threads of Python."""
 _threshold = 0
+TINY = 1e-200
 VECTOR_BUILDS = ("AVX2", "AVX512", "NEON", "SVE")
 
 
@@ -91,7 +93,26 @@ def nearest(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
                 # No finite distance gives -1, and if all are infinite a padded id may stand.
                 if found.numpy().view("uint64").max() >= num_codes:
                     found.copy_(found.where((found >= 0) & (found < num_codes), 0))
+    for group, part in enumerate(codes):
+        first = _first_copies(part)
+        if first is not None:
+            ids[group] = first[ids[group]]
     return ids
+
+
+def _first_copies(codes: Tensor) -> Tensor | None:
+    """Map codes (K, D) to their first copies, None if there are none, which is fast to see.
+
+    The kernel keeps a minimum for each lane of its registers: where another code beats the first
+    copy by a rounding error in its lane, a later copy may win in another.
+    """
+    if codes.dtype == torch.float32 and codes.shape[1] > 1:
+        # Codes that agree nowhere in their first two values have no copies.
+        pairs = torch.add(codes[:, :2], 0.0).view(torch.int64).numpy()[:, 0]  # -0 becomes 0
+        pairs.sort()
+        if not (pairs[1:] == pairs[:-1]).any():
+            return None
+    return first_copies(codes)
 
 
 def _books(vectors: Tensor, codes: Tensor, metric: Metric) -> list[_Book]:
@@ -123,7 +144,7 @@ def _is_plain(codes: Tensor, metric: Metric) -> bool:
 def _book(codes: Tensor, metric: Metric) -> _Book:
     """Prepare codes (K, D) of any kind."""
     num_codes, dim = codes.shape
-    frame = Frame.of(codes, metric, scaled=True)
+    frame = Frame.of(codes, metric, shift_codes=True, scaled=True)
     # On unit vectors the nearest is the most similar; a zero code has cosine 0 with everything,
     # which an axis of its own gives it.
     zero = (codes == 0).all(-1) if metric == "cosine" else torch.zeros(1)
@@ -135,17 +156,30 @@ def _book(codes: Tensor, metric: Metric) -> _Book:
     return _Book(table, frame, frame.centre)
 
 
+def _on_sphere(vectors: Tensor, centre: Tensor) -> Tensor:
+    """Scale vectors (n, D) to about length one and subtract the centre of the unit codes.
+
+    All unit codes are equally long, so that the length of the vector changes no order; its
+    direction must not be rounded before the shift.
+    """
+    rows = vectors.to(torch.float64)
+    square = fold_sum(rows * rows)
+    if not bool(((square > TINY) & (square < 1 / TINY)).all()):
+        rows = near_one(rows)
+        square = fold_sum(rows * rows)
+    length = square.sqrt_()[:, None]
+    return rows.div(length.where(length > 0, 1.0)).sub_(centre)
+
+
 def _prepare(vectors: Tensor, book: _Book, buffer: Tensor) -> Tensor:
     """Bring vectors (n, D) into the frame of the book -> (n, D + blank), in `buffer`."""
     count, dim = vectors.shape
     width = book.table.shape[1]
     prepared = buffer[: count * width].view(count, width)
     if book.frame is not None:
-        if book.frame.metric == "cosine":
-            exact = vectors if vectors.dtype == torch.float64 else vectors.float()
-            prepared[:, :dim] = unit_length(exact)
-        else:
-            prepared[:, :dim] = book.frame.points(vectors)
+        cosine = book.frame.metric == "cosine"
+        points = _on_sphere(vectors, book.frame.centre) if cosine else book.frame.points(vectors)
+        prepared[:, :dim] = points
         prepared[:, dim:] = 0
         return prepared
     # A broadcast row of few dimensions costs eight times more than one of a thousand elements.

@@ -65,6 +65,7 @@ class Trainer:
         # 10 to 25 % faster on a CPU.
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tokenizer.quantizer.auto_step = False  # stepped once, after the optimizer
+        self.tokenizer.quantizer.check_values = False  # a loss that is not finite stops all at once
         self.tokenizer.quantizer.set_micro_batches(config.optim.accumulate)
         self.model: nn.Module = prepare_model(accelerator, self.tokenizer)
         self.model.train()
