@@ -32,7 +32,7 @@ def real_case(photos: Path, keep: Path, shape: tuple[int, int, int]) -> tuple[Te
     vectors = _kept(keep / f"vectors_{dim}.pt", lambda: _vectors(photos, dim))
     if len(vectors) < num_vectors or len(vectors) < num_codes:
         raise SystemExit(f"{photos}: {len(vectors)} vectors are too few; add photographs")
-    sample = vectors[: 4 * num_codes] if len(vectors) > 4 * num_codes else vectors
+    sample = vectors[: max(2 * num_codes, 2**16)]
     codes = _kept(
         keep / f"codes_{num_codes}_{dim}.pt",
         lambda: kmeans(sample, num_codes, init="random", iterations=ITERATIONS).centres,

@@ -49,24 +49,6 @@ class Judge:
         ]
         return torch.cat(parts)
 
-    def error(self, length: Tensor, reach: Tensor, weight: Tensor | float, dim: int) -> Tensor:
-        """Bound the error of a comparison of vectors and codes of those lengths in the frame.
-
-        Codes that are a tie here must all be candidates, or a batch could change which is lowest.
-
-        Args:
-            length: (n, 1), times `weight`.
-            reach: (), of the longest code.
-            weight: (n, 1) that scores are multiplied by.
-            dim: D.
-        """
-        error = length * reach + weight * reach.square()
-        if self.metric == "l2":
-            # A direct comparison errs in proportion to the distance.
-            direct = length <= dim**0.5 * self.limit.to(length.dtype) + reach
-            error = torch.where(direct, (length + reach).square(), error)
-        return (dim + 4) * 2.0**-50 * error
-
     def _remote(self, vectors: Tensor) -> Tensor | None:
         """Find remote vectors (n,), None if there are none for sure."""
         if vectors.device.type == "cpu" and vectors.numel():
@@ -130,10 +112,9 @@ class Pairs:
         """Keep the pairs at which `keep` (P,) is true."""
         return Pairs(self.row[keep], self.code[keep], self.score[keep])
 
-    def best_k(self, vectors: Tensor, judge: Judge, k: int, original: Tensor | None) -> Pairs:
-        """Keep the k best pairs of every vector; `original` are the judge's ids of the codes."""
-        code = self.code if original is None else original[self.code]
-        order, rank = self._ranked(vectors, judge, code)
+    def best_k(self, vectors: Tensor, judge: Judge, k: int) -> Pairs:
+        """Keep the k best pairs of every vector."""
+        order, rank = self._ranked(vectors, judge)
         order = order[rank < k]
         return Pairs(self.row[order], self.code[order], self.score[order])
 
@@ -142,7 +123,7 @@ class Pairs:
         if k == 1:
             return self._first(vectors, judge)[:, None]
         ids = torch.arange(k, device=vectors.device).repeat(len(vectors), 1)
-        order, rank = self._ranked(vectors, judge, self.code)
+        order, rank = self._ranked(vectors, judge)
         order, rank = order[rank < k], rank[rank < k]
         ids[self.row[order], rank] = self.code[order]
         return ids
@@ -159,10 +140,10 @@ class Pairs:
         ids[row[wins]] = len(judge.codes)
         return ids.scatter_reduce_(0, row[wins], code[wins], "amin")
 
-    def _ranked(self, vectors: Tensor, judge: Judge, code: Tensor) -> tuple[Tensor, Tensor]:
+    def _ranked(self, vectors: Tensor, judge: Judge) -> tuple[Tensor, Tensor]:
         """Order pairs by vector, closeness and lowest id; also the rank within the vector."""
-        close = judge.closeness(vectors, self.row, code)
-        order = code.argsort()
+        close = judge.closeness(vectors, self.row, self.code)
+        order = self.code.argsort()
         order = order[close[order].argsort(descending=True, stable=True)]
         order = order[self.row[order].argsort(stable=True)]
         count = torch.bincount(self.row, minlength=len(vectors))

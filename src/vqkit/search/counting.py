@@ -41,7 +41,7 @@ def code_counts_and_sums(vectors: Tensor, ids: Tensor, num_codes: int) -> tuple[
     groups = ids.shape[:-1].numel()
     offsets = torch.arange(groups, device=ids.device)[:, None] * num_codes
     flat = (ids.reshape(groups, ids.shape[-1]) + offsets).flatten()
-    counts = torch.bincount(flat, minlength=groups * num_codes)
+    counts = _counts(flat, groups * num_codes)
     sums = _sums(vectors.flatten(0, -2), flat, counts)
     shape = (*ids.shape[:-1], num_codes)
     return counts.view(shape).to(torch.float32), sums.view(*shape, dim)
@@ -58,6 +58,13 @@ def _require_in_range(ids: Tensor, num_codes: int) -> None:
         return
     within = ((ids >= 0) & (ids < num_codes)).all()
     torch._assert_async(within, f"ids: values outside [0, {num_codes})")
+
+
+def _counts(flat: Tensor, size: int) -> Tensor:
+    if flat.device.type == "cpu":
+        return torch.bincount(flat, minlength=size)
+    # `bincount` would wait for the device.
+    return flat.new_zeros(size).index_add_(0, flat, torch.ones_like(flat))
 
 
 def _sums(vectors: Tensor, flat: Tensor, counts: Tensor) -> Tensor:

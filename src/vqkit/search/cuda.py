@@ -2,7 +2,8 @@
 
 Up to 16 dimensions all scores are computed in float32 and the smallest distance wins
 (`cuda_few`). Beyond, tensor cores screen all codes in float16 with a rigorous error bound, and what
-the screen leaves is compared in float64 (`cuda_screen`, `cuda_decide`), as the other backends do.
+the screen leaves is compared in float64 (`cuda_screen`, `cuda_decide`), as the other backends do;
+so are vectors or codes in float64 of any dimension.
 
 Nothing here waits for the device: no value is read back and no shape depends on values, so that a
 search can stand in a CUDA graph or in a compiled model (where it is one opaque operator).
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -32,18 +32,19 @@ MAX_CODES = 2**26
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@cache
+# Looked up once, here: a model that is being compiled cannot look for packages.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_INSTALLED = find_spec("triton") is not None and (_INTERPRETED or torch.version.cuda is not None)
+
+
 def interpreted() -> bool:
     """Tell whether Triton's interpreter runs the kernels, on a CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return _INTERPRETED
 
 
-@cache
 def installed() -> bool:
     """Tell whether Triton is there, and for NVIDIA GPUs or its interpreter."""
-    if find_spec("triton") is None:
-        return False
-    return interpreted() or torch.version.cuda is not None
+    return _INSTALLED
 
 
 def fits(codes: Tensor, metric: Metric) -> bool:
@@ -52,8 +53,15 @@ def fits(codes: Tensor, metric: Metric) -> bool:
     if codes.shape[-2] > MAX_CODES:
         return False
     if codes.device.type == "cuda":
-        return torch.cuda.get_device_capability(codes.device) >= (8, 0)
+        return _has_tensor_cores(codes.device.index)
     return codes.device.type == "cpu" and interpreted()
+
+
+def _capable(index: int | None) -> bool:
+    return torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+_has_tensor_cores = torch.compiler.assume_constant_result(_capable)
 
 
 def nearest(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
@@ -97,6 +105,6 @@ def _nearest(vectors: Tensor, codes: Tensor, metric: str) -> Tensor:
     from vqkit.search import cuda_few, cuda_many
 
     with on_device:
-        search = cuda_few.search if codes.shape[2] <= FEW else cuda_many.search
-        search(vectors, codes, metric, ids)
+        few = codes.shape[2] <= FEW and torch.float64 not in (vectors.dtype, codes.dtype)
+        (cuda_few if few else cuda_many).search(vectors, codes, metric, ids)
     return ids

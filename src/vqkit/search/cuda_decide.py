@@ -53,6 +53,67 @@ def _screened(point, table, bias, weight, k, W: tl.constexpr, CHUNK: tl.constexp
 
 
 @triton.jit
+def _closest(
+    best, best_id, z, z_step, z_mask, c, c_step, hit, k, dim, L2: tl.constexpr, COSINE: tl.constexpr
+):
+    """Compare the best of rows (R,) so far with the codes k (C,) that `hit` (R, C) names."""
+    c_mask = (tl.max(hit.to(tl.int32), 0) > 0)[None, :]
+    close = _closeness(z, z_step, z_mask, c, c_step, c_mask, dim, L2, COSINE)
+    close = tl.where(hit, close, -float("inf"))
+    most = tl.max(close, 1)
+    lowest = tl.min(tl.where(hit & (close == most[:, None]), k[None, :], 2147483647), 1)
+    better = (most > best) | ((most == best) & (lowest < best_id))
+    return tl.where(better, most, best), tl.where(better, lowest, best_id)
+
+
+@triton.jit
+def _take_first(todo, number, tile_of):
+    """Take the first group that is left to do -> (its number, its tile, what is left)."""
+    at = tl.min(tl.min(tl.where(todo, number, 2147483647), 1), 0)
+    tile = tl.sum(tl.sum(tl.where(number == at, tile_of, 0), 1), 0)
+    return at, tile, todo & (number != at)
+
+
+@triton.jit
+def _choose(
+    kept, kept_tiles, there, number, floor, z, zd_step, source, k_step, cd_step,
+    point, size, table, bias, reach, dim, gamma,
+    L2: tl.constexpr, COSINE: tl.constexpr, W: tl.constexpr, CHUNK: tl.constexpr,
+    TILE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Find the winner of one row (1,) among the groups that reach its floor."""
+    length, off, weight = tl.load(size), tl.load(size + 1), tl.load(size + 2)
+    members = tl.arange(0, TILE // LANES) * LANES
+    one = tl.full((1, 1), 1, tl.int1)
+    survivors = 0
+    best = tl.full((1,), -float("inf"), tl.float64)
+    best_id = tl.zeros((1,), tl.int32)
+    # First only count what survives; a second round, mostly not needed, compares.
+    for compare in range(2):
+        if (compare == 0) | (survivors > 1):
+            for slot in range(3):
+                upper = tl.load(kept + slot * LANES, mask=there, other=-float("inf"))
+                tile_of = tl.load(kept_tiles + slot * LANES, mask=there, other=0)
+                todo = there & (upper >= floor)
+                left = tl.sum(tl.sum(todo.to(tl.int32), 1), 0)
+                for _ in range(left):
+                    at, tile, todo = _take_first(todo, number, tile_of)
+                    k = tile * TILE + members + at % LANES
+                    score = _screened(point, table, bias, weight, k, W, CHUNK)
+                    hit = score + slack(length, off, weight, reach + tile * 2, gamma) >= floor
+                    if compare == 0:
+                        survivors += tl.sum(hit.to(tl.int32), 0)
+                        best_id = tl.maximum(best_id, tl.max(tl.where(hit, k, 0), 0))
+                    elif tl.max(hit.to(tl.int32), 0) > 0:
+                        c = source + k.to(tl.int64)[None, :] * k_step
+                        best, best_id = _closest(
+                            best, best_id, z, zd_step, one, c, cd_step, hit[None, :], k, dim,
+                            L2, COSINE,
+                        )  # fmt: skip
+    return best_id
+
+
+@triton.jit
 def decide(
     vectors, zg_step, n_step, zd_step, codes, cg_step, k_step, cd_step,
     points, sizes, table, bias, reach, floats, tiles_of, floors, listed, count, ids, ids_step,
@@ -69,63 +130,25 @@ def decide(
     there = (split < splits) & (lane < LANES)
     here = (row * splits + split) * LANES
     kept = floats + here * 5 + lane
-    number = split * LANES + lane
     floor = tl.max(tl.max(tl.load(kept + 4 * LANES, mask=there, other=-float("inf")), 1), 0)
     dropped = tl.max(tl.max(tl.load(kept + 3 * LANES, mask=there, other=-float("inf")), 1), 0)
     usable = floor > -float("inf")
     tl.store(floors + row, floor)
-    best_id = 0
+    best_id = tl.zeros((1,), tl.int32)
     if usable & (dropped >= floor):
         place = tl.atomic_add(count + group, 1)
         tl.store(listed + group * num_rows + place, n)
     elif usable:
-        length, off = tl.load(sizes + row * 3), tl.load(sizes + row * 3 + 1)
-        weight = tl.load(sizes + row * 3 + 2)
         z = vectors + group * zg_step + n.to(tl.int64) * n_step + tl.zeros((1, 1), tl.int64)
-        one = tl.full((1, 1), 1, tl.int1)
-        source = codes + group * cg_step
-        own_table, own_bias = table + group * tiles * TILE * W, bias + group * tiles * TILE
-        members = tl.arange(0, TILE // LANES) * LANES
-        survivors = 0
-        best = -float("inf") + tl.zeros((1,), tl.float64)
-        best = tl.max(best, 0)
-        # First only count what survives; a second round, mostly not needed, compares.
-        for compare in range(2):
-            if (compare == 0) | (survivors > 1):
-                for slot in range(3):
-                    upper = tl.load(kept + slot * LANES, mask=there, other=-float("inf"))
-                    of = tiles_of + here * 3 + slot * LANES + lane
-                    tile_of = tl.load(of, mask=there, other=0)
-                    todo = there & (upper >= floor)
-                    left = tl.sum(tl.sum(todo.to(tl.int32), 1), 0)
-                    for _ in range(left):
-                        at = tl.min(tl.min(tl.where(todo, number, 2147483647), 1), 0)
-                        tile = tl.sum(tl.sum(tl.where(number == at, tile_of, 0), 1), 0)
-                        todo = todo & (number != at)
-                        k = tile * TILE + members + at % LANES
-                        score = _screened(
-                            points + row * W, own_table, own_bias, weight, k, W, CHUNK
-                        )
-                        error = slack(
-                            length, off, weight, reach + (group * tiles + tile) * 2, gamma
-                        )
-                        reaches = score + error >= floor
-                        if compare == 0:
-                            survivors += tl.sum(reaches.to(tl.int32), 0)
-                            best_id = tl.maximum(best_id, tl.max(tl.where(reaches, k, 0), 0))
-                        elif tl.max(reaches.to(tl.int32), 0) > 0:
-                            c = source + k.to(tl.int64)[None, :] * k_step
-                            close = _closeness(
-                                z, zd_step, one, c, cd_step, reaches[None, :], dim, L2, COSINE
-                            )
-                            close = tl.where(reaches[None, :], close, -float("inf"))
-                            most = tl.max(tl.max(close, 1), 0)
-                            lowest = tl.where(close == most, k[None, :], 2147483647)
-                            lowest = tl.min(tl.min(lowest, 1), 0)
-                            better = (most > best) | ((most == best) & (lowest < best_id))
-                            best_id = tl.where(better, lowest, best_id)
-                            best = tl.where(better, most, best)
-    tl.store(ids + group * ids_step + n, tl.minimum(best_id, num_codes - 1).to(tl.int64))
+        best_id = _choose(
+            kept, tiles_of + here * 3 + lane, there, split * LANES + lane, floor,
+            z, zd_step, codes + group * cg_step, k_step, cd_step,
+            points + row * W, sizes + row * 3, table + group * tiles * TILE * W,
+            bias + group * tiles * TILE, reach + group * tiles * 2, dim, gamma,
+            L2, COSINE, W, CHUNK, TILE, LANES,
+        )  # fmt: skip
+    out = ids + group * ids_step + n + tl.arange(0, 1)
+    tl.store(out, tl.minimum(best_id, num_codes - 1).to(tl.int64))
 
 
 @triton.jit
@@ -177,17 +200,11 @@ def exhaust(
             tile = group * tiles + start // TILE
             error = slack(length, off, weight, reach + tile * 2, gamma)
             hit = tl.fma(own, weight[:, None], product) + error[:, None] >= floor[:, None]
-            needed = tl.max(hit.to(tl.int32), 0)
-            if tl.max(needed, 0) > 0:
+            if tl.max(tl.max(hit.to(tl.int32), 1), 0) > 0:
                 c = source + k.to(tl.int64)[None, :] * k_step
-                mask = (needed > 0)[None, :]
-                close = _closeness(z, zd_step, there[:, None], c, cd_step, mask, dim, L2, COSINE)
-                close = tl.where(hit, close, -float("inf"))
-                most = tl.max(close, 1)
-                lowest = tl.where(hit & (close == most[:, None]), k[None, :], 2147483647)
-                lowest = tl.min(lowest, 1)
-                better = (most > best) | ((most == best) & (lowest < best_id))
-                best, best_id = tl.where(better, most, best), tl.where(better, lowest, best_id)
+                best, best_id = _closest(
+                    best, best_id, z, zd_step, there[:, None], c, cd_step, hit, k, dim, L2, COSINE
+                )
         at = group * capacity + place * splits + split
         tl.store(scores + at, best, mask=there)
         tl.store(found + at, best_id, mask=there)

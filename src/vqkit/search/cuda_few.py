@@ -27,46 +27,68 @@ WAVES = 16
 
 
 @triton.jit
-def _value(rows, d_step, centre, scale, there, L2: tl.constexpr, WIDE: tl.constexpr,
+def _value(rows, d_step, centre, scale, there, L2: tl.constexpr,
            d: tl.constexpr, DIM: tl.constexpr):  # fmt: skip
     """Load coordinate d of vectors; beyond DIM the result is never used."""
     if d < DIM:
         raw = tl.load(rows + d * d_step, mask=there, other=0.0)
-        value = shifted_vector(raw, tl.load(centre + d), scale, L2, WIDE)
+        value = shifted_vector(raw, tl.load(centre + d), scale, L2, False)
     else:
         value = tl.zeros_like(scale)
     return value
 
 
 @triton.jit
-def _values(rows, d_step, centre, scale, there, L2: tl.constexpr, WIDE: tl.constexpr,
+def _values(rows, d_step, centre, scale, there, L2: tl.constexpr,
             DIM: tl.constexpr):  # fmt: skip
     """Load vectors as a tuple of 16 columns."""
     return (
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 0, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 1, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 2, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 3, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 4, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 5, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 6, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 7, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 8, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 9, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 10, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 11, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 12, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 13, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 14, DIM),
-        _value(rows, d_step, centre, scale, there, L2, WIDE, 15, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 0, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 1, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 2, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 3, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 4, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 5, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 6, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 7, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 8, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 9, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 10, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 11, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 12, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 13, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 14, DIM),
+        _value(rows, d_step, centre, scale, there, L2, 15, DIM),
     )
+
+
+@triton.jit
+def _first_of(
+    best, which, most, z, source, padded,
+    DIM: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Find the lowest id (N,) that has the best score; ids rise with step, then lane, then j."""
+    none: tl.constexpr = 2147483647
+    lanes = tl.arange(0, LANES)
+    reach = tl.where(best == most[:, None], which * LANES + lanes[None, :], none)
+    winner = tl.min(reach, 1)
+    winner = tl.where(winner == none, 0, winner)
+    first = (winner // LANES) * (LANES * UNROLL) + winner % LANES
+    chosen = tl.zeros_like(winner)
+    for i in tl.static_range(UNROLL):
+        code = source + first + (UNROLL - 1 - i) * LANES
+        score = tl.load(code + DIM * padded)
+        for d in tl.static_range(DIM):
+            score = tl.fma(z[d], tl.load(code + d * padded), score)
+        chosen = tl.where(score == most, UNROLL - 1 - i, chosen)
+    return winner * UNROLL + chosen
 
 
 @triton.jit
 def few(
     vectors, g_step, n_step, d_step, centre, spreads, table, scores, found, ids, ids_step,
     num_rows, num_codes, padded, per_split, splits,
-    L2: tl.constexpr, WIDE: tl.constexpr, DIM: tl.constexpr, ONE: tl.constexpr,
+    L2: tl.constexpr, DIM: tl.constexpr, ONE: tl.constexpr,
     ROWS: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Find the best code of each vector among those of one split -> (G, N, splits), or the ids."""
@@ -85,7 +107,7 @@ def few(
             raw = tl.load(rows + d * d_step, mask=there, other=0.0)
             largest = tl.maximum(largest, tl.abs(raw.to(tl.float32)))
         by = power_of_two(largest)
-    z = _values(rows, d_step, middle, by, there, L2, WIDE, DIM)
+    z = _values(rows, d_step, middle, by, there, L2, DIM)
     source = table + group * (DIM + 1) * padded
     best = tl.full((ROWS, LANES), -float("inf"), tl.float32)
     which = tl.zeros((ROWS, LANES), tl.int32)
@@ -102,20 +124,8 @@ def few(
         which = tl.where(top > best, step, which)
         best = top
     most = tl.max(best, 1)
-    # Ids rise with the step, then with the lane, then with j.
-    none: tl.constexpr = 2147483647
-    reach = tl.where(best == most[:, None], which * LANES + lanes[None, :], none)
-    winner = tl.min(reach, 1)
-    winner = tl.where(winner == none, 0, winner)
-    first = (winner // LANES) * (LANES * UNROLL) + winner % LANES
-    chosen = tl.zeros((ROWS,), tl.int32)
-    for i in tl.static_range(UNROLL):
-        code = source + first + (UNROLL - 1 - i) * LANES
-        score = tl.load(code + DIM * padded)
-        for d in tl.static_range(DIM):
-            score = tl.fma(z[d], tl.load(code + d * padded), score)
-        chosen = tl.where(score == most, UNROLL - 1 - i, chosen)
-    chosen = tl.minimum(winner * UNROLL + chosen, num_codes - 1)
+    chosen = _first_of(best, which, most, z, source, padded, DIM, LANES, UNROLL)
+    chosen = tl.minimum(chosen, num_codes - 1)
     if ONE:
         tl.store(ids + group * ids_step + n, chosen.to(tl.int64), mask=there)
     else:
@@ -148,33 +158,29 @@ def search(vectors: Tensor, codes: Tensor, metric: str, ids: Tensor) -> None:
     """Search codes (G, K, D) for vectors (G, N, D) into ids (G, N)."""
     groups, num_vectors, dim = vectors.shape
     num_codes = codes.shape[1]
-    l2, cosine, wide = (
-        metric == "l2",
-        metric == "cosine",
-        torch.float64 in (vectors.dtype, codes.dtype),
-    )
-    frame = frame_of(codes, metric, wide=wide, copies=False)
+    l2, cosine = metric == "l2", metric == "cosine"
+    frame = frame_of(codes, metric, wide=False, copies=False)
     block = LANES * UNROLL
     padded = ceil_div(num_codes, block) * block
-    table = torch.empty(groups, dim + 1, padded, device=codes.device)
+    table = torch.empty(groups, dim + 1, padded, dtype=torch.float32, device=codes.device)
     short_table[(groups * (padded // block),)](
         codes, *codes.stride(), frame.inverse, frame.centre, frame.spreads, table,
         num_codes, padded,
-        COSINE=cosine, L2=l2, WIDE=wide, DIM=dim, LANES=LANES, UNROLL=UNROLL,
+        COSINE=cosine, L2=l2, DIM=dim, LANES=LANES, UNROLL=UNROLL,
     )  # fmt: skip
     # Values of so many vectors stay in registers.
-    rows = 64 if dim <= 4 else 32 if dim <= 8 or not wide else 16
+    rows = 64 if dim <= 4 else 32
     blocks = groups * ceil_div(num_vectors, rows)
     programs = WAVES * cuda_frame.limits(vectors.device).processors
     per_split, splits = share(blocks, padded // block, programs)
     one = splits == 1
     shape = (1, 1, 1) if one else (groups, num_vectors, splits)
-    scores = torch.empty(shape, device=codes.device)
+    scores = torch.empty(shape, dtype=torch.float32, device=codes.device)
     found = torch.empty(shape, dtype=torch.int32, device=codes.device)
     few[(blocks * splits,)](
         vectors, *vectors.stride(), frame.centre, frame.spreads, table, scores, found,
         ids, ids.stride(0), num_vectors, num_codes, padded, per_split, splits,
-        L2=l2, WIDE=wide, DIM=dim, ONE=one, ROWS=rows, LANES=LANES, UNROLL=UNROLL, num_warps=4,
+        L2=l2, DIM=dim, ONE=one, ROWS=rows, LANES=LANES, UNROLL=UNROLL, num_warps=4,
     )  # fmt: skip
     if not one:
         merge[(groups * ceil_div(num_vectors, 32),)](

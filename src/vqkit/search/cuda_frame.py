@@ -176,7 +176,7 @@ def frame_of(codes: Tensor, metric: str, *, wide: bool, copies: bool) -> Frame:
     frame = Frame(
         torch.empty(of_codes if cosine else (1, 1), dtype=torch.float64, device=device),
         torch.empty(groups, dim, dtype=torch.float64, device=device),
-        torch.empty(groups, panels, device=device),
+        torch.empty(groups, panels, dtype=torch.float32, device=device),
         torch.empty(of_codes if copies else (1, 1), dtype=torch.int32, device=device),
         torch.full((groups, num_slots), 2**31 - 1, dtype=torch.int32, device=device),
     )

@@ -63,7 +63,7 @@ def shifted_vector(raw, centre, scale, L2: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def short_table(
     codes, g_step, k_step, d_step, inverse, centre, spreads, table, num_codes, padded,
-    COSINE: tl.constexpr, L2: tl.constexpr, WIDE: tl.constexpr,
+    COSINE: tl.constexpr, L2: tl.constexpr,
     DIM: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Lay out codes of few dimensions as (G, DIM + 1, padded) float32; the last row is the bias.
@@ -87,7 +87,7 @@ def short_table(
     for d in tl.static_range(DIM):
         raw = tl.load(row + d * d_step, mask=there, other=0.0)
         middle = tl.load(centre + group * DIM + d)
-        value = shifted_code(raw, middle, by, inverse_length, COSINE, WIDE)
+        value = shifted_code(raw, middle, by, inverse_length, COSINE, False)
         square += value.to(tl.float64) * value.to(tl.float64)
         tl.store(out + d * padded, tl.where(there, value, 0.0))
     bias = tl.zeros((BLOCK,), tl.float32)

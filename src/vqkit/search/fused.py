@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vqkit.search.exact import first_copies, fold_sum
 from vqkit.search.inputs import Metric
-from vqkit.search.tables import MODEST, Frame, near_one
+from vqkit.search.tables import MODEST, Frame, mean_code, near_one
 
 MAX_DIM = 16
 """The fused kernel exists for 1 to 16 dimensions."""
@@ -108,7 +108,7 @@ def _first_copies(codes: Tensor) -> Tensor | None:
     """
     if codes.dtype == torch.float32 and codes.shape[1] > 1:
         # Codes that agree nowhere in their first two values have no copies.
-        pairs = torch.add(codes[:, :2], 0.0).view(torch.int64).numpy()[:, 0]  # -0 becomes 0
+        pairs = (codes[:, :2].contiguous() + 0.0).view(torch.int64).numpy()[:, 0]  # no -0
         pairs.sort()
         if not (pairs[1:] == pairs[:-1]).any():
             return None
@@ -124,7 +124,7 @@ def _books(vectors: Tensor, codes: Tensor, metric: Metric) -> list[_Book]:
         or not _is_plain(codes, metric)
     ):
         return [_book(part, metric) for part in codes]
-    centres = codes.mean(1)
+    centres = torch.stack([mean_code(part) for part in codes])
     tables = codes.new_empty(len(codes), num_codes + -num_codes % CODE_MULTIPLE, codes.shape[2])
     torch.sub(codes, centres[:, None], out=tables[:, :num_codes])
     tables[:, num_codes:] = tables[:, :1]

@@ -1,12 +1,14 @@
 """The screen of a search: scores by a matrix product, and a rigorous bound of their error.
 
 The score of a code c for a vector z, both in the frame, is z c - |c|^2 / 2 (`l2`) or z c. Its error
-comes from rounding the factors, from adding up in float32, and in bf16 from rounding the result.
+comes from rounding the factors, from adding up in float32, and in bf16 from rounding the result; it
+grows with the length of the code. So codes are sorted by length and bounded in groups: one long
+code, dead far away, does not spoil the bound of the others.
 
 In bf16 the term -|c|^2 / 2 rides along in the product, split over three columns that meet ones: a
 pass over all scores to add it would cost as much as the product itself on matrix units.
 
-Legend: n vectors of a block, w codes of a block, K' codes padded to whole groups, D dim.
+Legend: n vectors of a block, w codes of a block, K' codes padded to whole groups, g groups, D dim.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from vqkit.search.candidates import Judge
 from vqkit.search.exact import power_of_two
-from vqkit.search.tables import near_one, unit_length
+from vqkit.search.tables import Frame, near_one, unit_length
 
 MEMBERS = (32, 16, 8, 4, 2, 1)
 """Codes of a group, whose maximum is taken at once; candidates are sought in groups that reach the
@@ -26,153 +28,203 @@ best. In bf16 the first that pads the codes by an eighth at most."""
 GROUPS = 64
 """In bf16 a block has a multiple of as many groups, and the members of a group lie that far apart:
 maxima are then taken over whole registers. In float32 neighbours are as fast for any number."""
-ROWS_AT_ONCE = 2**13
-"""Codes that are prepared at a time."""
-FLOAT32 = 2.0**-24
-BF16 = 2.0**-8
-"""Relative error of rounding to nearest."""
+ELEMENTS = 2**19
+"""Elements of codes that are prepared at a time."""
+HELD = 2**22
+"""Elements of prepared codes that are held in float32 too (16 MiB), instead of prepared again."""
+FLOAT32, TF32, BF16 = 2.0**-24, 2.0**-11, 1.01 * 2.0**-8
+"""Relative errors of rounding to nearest; in bf16 of a number seen after it was rounded."""
 LOWEST = -3.0e38
 """Bias of rows of padding: no score reaches it."""
 COLUMNS = 4
 """Further columns in bf16: three of the bias, and one that keeps rows at whole words."""
+FAR = 16
+"""The longest code is so many times as long as the median where some must be far away."""
 LONG = 2.0**60
 """Vectors of this length are scaled down before they are multiplied."""
-TF32 = 2.0**-11
 PRODUCT_ERROR = {"bf16": 2.1 * BF16, "tf32": 2.1 * TF32, "ieee": 0.0}
 """Error of a float32 product by the precision that the user's settings allow for its factors."""
 
 
 class Screen:
-    """Prepared codes. In float32 they are prepared block by block, in bf16 one copy is held."""
+    """Prepared codes: one copy in bf16; in float32 prepared block by block if they are many."""
 
-    def __init__(
-        self, judge: Judge, ids: Tensor | None, bf16: bool, kept: Tensor | None = None
-    ) -> None:
-        self.judge = judge
-        self.ids = ids
-        """Which of the judge's codes (K,); None: all."""
-        self.bf16 = bf16
-        self.metric = judge.metric
+    def __init__(self, judge: Judge, kept: Tensor | None, bf16: bool, width: int) -> None:
+        self.judge, self.bf16 = judge, bf16
         codes = judge.codes
-        self.num_codes = len(codes) if ids is None else len(ids)
+        ids = torch.arange(len(codes), device=codes.device) if kept is None else kept
         groups = GROUPS if bf16 else 1
-        padded = {m: self.num_codes + -self.num_codes % (groups * m) for m in MEMBERS}
-        self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * self.num_codes), 1)
+        padded = {m: len(ids) + -len(ids) % (groups * m) for m in MEMBERS}
+        self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * len(ids)), 1)
         self.num_rows = padded[self.members]
-        zero = torch.zeros((), dtype=torch.float32, device=codes.device)
-        self.bias = zero.new_full((self.num_rows,), LOWEST)
-        self.lengths, self.errors = zero.new_empty(2, self.num_codes)
-        """Lengths of codes in the frame, and of their rounding errors."""
-        self.table = codes.new_zeros(
-            self.num_rows if bf16 else 0, codes.shape[1] + COLUMNS, dtype=torch.bfloat16
+        self.width = min(width, self.num_rows)
+        self._set_frame(judge.frame if kept is None else self._own_frame(ids))
+        self._arrange(ids)
+        self._fill()
+
+    def _set_frame(self, frame: Frame) -> None:
+        self.frame = frame
+        shift = (frame.centre.to(self.judge.centre.dtype) - self.judge.centre).norm()
+        self.shift = (shift if frame.scale is None else shift * frame.scale).float()
+        """How far the frame has moved from the judge's."""
+
+    def _own_frame(self, ids: Tensor) -> Frame:
+        """Subtract the mean of the codes that are kept."""
+        judge, step = self.judge, self._rows_at_once()
+        centre = torch.zeros_like(judge.centre)
+        for part in ids.split(step):
+            rows = judge.codes[part].to(centre.dtype)
+            centre += (unit_length(rows) if judge.metric == "cosine" else rows).sum(0)
+        centre = (centre / len(ids)).to(judge.frame.centre.dtype)
+        return replace(judge.frame, centre=centre)
+
+    def _rows_at_once(self) -> int:
+        return max(1, ELEMENTS // self.judge.codes.shape[1])
+
+    def _arrange(self, ids: Tensor) -> None:
+        """Give every code its place: groups hold codes of about one length."""
+        if self.judge.metric != "cosine":  # unit codes are about equally long
+            lengths = self._lengths(ids)
+            middle = lengths.median()
+            if bool(lengths.max() > FAR * middle):
+                # Codes far away drag the mean with them: the others get a frame of their own.
+                self._set_frame(self._own_frame(ids[lengths <= middle]))
+                lengths = self._lengths(ids)
+            ids = ids[lengths.argsort()]
+        self.code_at = torch.nn.functional.pad(ids, (0, self.num_rows - len(ids)), value=-1)
+        """The id at every place (K',), -1 in the padding."""
+        if self.bf16:
+            blocks = [
+                block.view(-1, self.members).T.flatten() for block in self.code_at.split(self.width)
+            ]
+            self.code_at = torch.cat(blocks)
+
+    def _lengths(self, ids: Tensor) -> Tensor:
+        """Measure codes in the frame, (K,)."""
+        lengths = torch.empty(len(ids), dtype=torch.float32, device=ids.device)
+        step = self._rows_at_once()
+        for here, part in zip(lengths.split(step), ids.split(step), strict=True):
+            torch.linalg.vector_norm(self.frame.table(self.judge.codes[part]), dim=-1, out=here)
+        return lengths
+
+    def _fill(self) -> None:
+        """Prepare the codes, or only what their bounds need."""
+        dim, device = self.judge.codes.shape[1], self.judge.codes.device
+        self.bias = torch.full((self.num_rows,), LOWEST, dtype=torch.float32, device=device)
+        self.lengths, self.errors = torch.zeros(
+            2, self.num_rows, dtype=torch.float32, device=device
         )
-        self._buffers: tuple[Tensor, Tensor, Tensor] | None = None
-        if ids is None and kept is None:
-            self.frame = judge.frame
-            self._prepare(None)
-        else:
-            self.leave_out(None if kept is None else kept.logical_not())
-
-    def _part(self, start: int, stop: int) -> Tensor:
-        if self.ids is None:
-            return self.judge.codes[start:stop]
-        return self.judge.codes[self.ids[start:stop]]
-
-    def leave_out(self, gone: Tensor | None) -> None:
-        """Search all codes but those at which gone (K,) is true, in their own frame."""
-        kept = self.num_codes if gone is None else int(gone.numel() - gone.sum())
-        centre = torch.zeros_like(self.judge.centre)
-        for start in range(0, self.num_codes, ROWS_AT_ONCE):
-            part = self._part(start, start + ROWS_AT_ONCE)
-            part = part if gone is None else part[gone[start : start + ROWS_AT_ONCE].logical_not()]
-            part = part.to(centre.dtype)
-            centre += (unit_length(part) if self.metric == "cosine" else part).sum(0)
-        centre = (centre / kept).to(self.judge.frame.centre.dtype)
-        self.frame = replace(self.judge.frame, centre=centre)
-        self._prepare(gone)
-
-    def _prepare(self, gone: Tensor | None) -> None:
-        dim = self.judge.codes.shape[1]
-        for start in range(0, self.num_codes, ROWS_AT_ONCE):
-            rows = self.frame.table(self._part(start, start + ROWS_AT_ONCE))
-            here = slice(start, start + len(rows))
+        held = self.bf16 or self.num_rows * (dim + 1) <= HELD
+        kind = torch.bfloat16 if self.bf16 else torch.float32
+        columns = dim + (COLUMNS if self.bf16 else 1)
+        self.table = torch.zeros(self.num_rows if held else 0, columns, dtype=kind, device=device)
+        step = self._rows_at_once()
+        for start in range(0, self.num_rows, step):
+            here = slice(start, min(start + step, self.num_rows))
+            real = self.code_at[here] >= 0
+            rows = self._rows(here)
             lengths = torch.linalg.vector_norm(rows, dim=-1)
             self.lengths[here] = lengths
-            self.bias[here] = lengths.square() / -2 if self.metric == "l2" else 0.0
-            if self.bf16:
+            squares = lengths.square() / -2 if self.judge.metric == "l2" else lengths * 0
+            self.bias[here] = squares.where(real, LOWEST)
+            if held:
                 self.table[here, :dim] = rows
+            if self.bf16:
                 rows -= self.table[here, :dim]
-                self.errors[here] = torch.linalg.vector_norm(rows, dim=-1)
-        counted, errors = self.lengths, self.errors
-        if gone is not None:
-            self.bias[: self.num_codes][gone] = LOWEST
-            counted, errors = counted[gone.logical_not()], errors[gone.logical_not()]
-        self.longest = counted.max()
-        shift = (self.frame.centre.to(self.judge.centre.dtype) - self.judge.centre).norm()
-        self.shift = (shift if self.frame.scale is None else shift * self.frame.scale).float()
-        """How far the frame has moved from the judge's."""
+                torch.linalg.vector_norm(rows, dim=-1, out=self.errors[here])
         if self.bf16:
-            self.coarsest = errors.max()
             rest = self.bias
             for column in range(dim, dim + 3):
                 self.table[:, column] = rest
                 rest = rest - self.table[:, column].float()
+        elif held:
+            self.table[:, dim] = self.bias
 
-    def reserve(self, count: int, width: int) -> None:
-        """Make room for the scores of `count` vectors and `width` codes at a time.
+    def _rows(self, here: slice) -> Tensor:
+        """Prepare the codes at some places, zeros in the padding."""
+        ids = self.code_at[here]
+        rows = self.frame.table(self.judge.codes[ids.clamp(min=0)])
+        return rows.mul_((ids >= 0)[:, None]) if here.stop == self.num_rows else rows
+
+    def reserve(self, count: int) -> None:
+        """Make room for the scores of `count` vectors.
 
         One buffer for all blocks: fresh ones would scatter the heap and cost page faults.
         """
         dim, device = self.judge.codes.shape[1], self.judge.codes.device
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
-        scores = torch.empty(count, width, dtype=dtype, device=device)
-        factors = torch.ones(count, dim + (COLUMNS if self.bf16 else 1), dtype=dtype, device=device)
-        rows = torch.empty(0 if self.bf16 else width, dim + 1, dtype=torch.float32, device=device)
-        self._buffers = scores, factors, rows
+        kind = torch.bfloat16 if self.bf16 else torch.float32
+        self._scores = torch.empty(count * self.width, dtype=kind, device=device)
+        self._factors = torch.empty(
+            count, dim + (COLUMNS if self.bf16 else 1), dtype=kind, device=device
+        )
 
     def factors(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Prepare vectors (n, D): the left factor, and twice the bound of a score's error (n, 1).
+        """Prepare vectors (n, D): the left factor, and the coefficients (n, 4) of `slack`.
 
-        The bound is NaN for vectors that must get no candidate: what float32 cannot square, and
-        zero vectors where all codes tie.
+        They are NaN for vectors that must get no candidate: what float32 cannot square, and zero
+        vectors where all codes tie.
         """
-        assert self._buffers is not None
-        factors = self._buffers[1][: len(vectors)]
+        factors = self._factors[: len(vectors)]
         dim = vectors.shape[1]
         points = self._points(vectors, None if self.bf16 else factors[:, :dim])
         if self.bf16:
             factors[:, :dim] = points
         length = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
         weight = self._weight(points, length, factors)
-        product = length * self.longest
-        quadratic = self.longest.square() * weight if self.metric == "l2" else 0.0
-        bound = (dim + 8) * FLOAT32 * (product + quadratic)
+        adding, judging = (dim + 8) * FLOAT32, (dim + 4) * 2.0**-50
         if self.bf16:
             error = points - factors[:, :dim]
-            rounded = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
-            bound = bound + 1.001 * (rounded * self.longest + (length + rounded) * self.coarsest)
+            rounded = 1.001 * torch.linalg.vector_norm(error, dim=-1, keepdim=True)
+            of_errors, allowed = 1.001 * length + rounded, 0.0
         else:
             allowed = PRODUCT_ERROR[_product_precision(vectors.device)]
-            bound = bound + allowed * (product + quadratic)
-        bound = bound + self.judge.error(length, self.longest + self.shift, weight, dim)
-        bound = 2 * bound + dim * torch.finfo(torch.float32).tiny  # underflow
-        usable = bound.isfinite() & (bound < -LOWEST)
-        if self.metric != "l2":
-            usable = usable & (length > 0)  # a zero vector ties with everything
-        return factors, bound.where(usable, torch.nan)
+            rounded = of_errors = torch.zeros_like(length)
+        # The judge errs too: codes that it cannot tell apart must all be candidates.
+        far = judging * (length * self.shift + 2 * weight * self.shift.square())
+        if self.judge.metric == "l2":
+            direct = length <= dim**0.5 * self.judge.limit.float() + self.shift
+            far = torch.where(direct, judging * length.square(), far)
+        slack = [
+            (adding + allowed + 2 * judging) * length + rounded,
+            of_errors,
+            (adding + allowed + 2 * judging) * weight,
+            far + dim * 4 * torch.finfo(torch.float32).tiny,  # underflow
+        ]
+        # The product with `bounds` may itself be rounded to bf16, if the user allows it.
+        coefficients = 1.02 * torch.cat(slack, 1)
+        most = coefficients @ self._columns(self.lengths.max(), self.errors.max())
+        usable = most.isfinite() & (most < -LOWEST / 4)
+        if self.judge.metric != "l2":
+            usable = usable & (length[:, 0] > 0)  # a zero vector ties with everything
+        return factors, coefficients.where(usable[:, None], torch.nan)
 
-    def _weight(self, points: Tensor, length: Tensor, factors: Tensor) -> Tensor | float:
+    def _columns(self, lengths: Tensor, errors: Tensor) -> Tensor:
+        """Stack what coefficients meet: lengths, rounding errors, squared lengths, ones."""
+        squares = lengths.square() if self.judge.metric == "l2" else torch.zeros_like(lengths)
+        return torch.stack([lengths, errors, squares, torch.ones_like(lengths)])
+
+    def bounds(self, start: int, members: int) -> Tensor:
+        """Return what the coefficients meet (4, g), for groups of the block from `start` on."""
+        here = slice(start, start + self.width)
+        lengths, errors = (
+            self.grouped(values[None, here], members)[0].amax(1)[0]
+            for values in (self.lengths, self.errors)
+        )
+        return self._columns(lengths, errors)
+
+    def _weight(self, points: Tensor, length: Tensor, factors: Tensor) -> Tensor:
         """Weigh the scores of long vectors down by powers of two (n, 1), in all three arguments.
 
         It changes no order of scores, and nothing overflows. Ones and other vectors stay.
         """
         dim = points.shape[1]
         factors[:, dim:] = 1.0
-        long = length < LONG
-        if self.metric != "l2" or (points.device.type == "cpu" and bool(long.all())):
-            return 1.0
+        short = length < LONG
+        weight = torch.ones_like(length)
+        if self.judge.metric != "l2" or (points.device.type == "cpu" and bool(short.all())):
+            return weight
         exponent = torch.frexp(points.abs().amax(-1, keepdim=True)).exponent
-        weight = power_of_two(-exponent, torch.float32).where(~long, 1.0)
+        weight = power_of_two(-exponent, torch.float32).where(~short, 1.0)
         factors *= weight.to(factors.dtype)
         if self.bf16:  # in float32 they are the factors
             points *= weight
@@ -185,42 +237,40 @@ class Screen:
         narrow = vectors.dtype == torch.float32 == frame.centre.dtype
         if out is not None and narrow and frame.metric == "l2" and frame.scale is None:
             return torch.sub(vectors, frame.centre, out=out)
-        points = frame.points(vectors)  # never `vectors` itself where it is changed: see `_weight`
+        points = frame.points(vectors)
         if frame.metric != "l2":
             # The length of a vector changes no order.
             points = near_one(vectors if vectors.dtype == torch.float64 else points).float()
         return points if out is None else out.copy_(points)
 
-    def scores(self, factors: Tensor, start: int, width: int) -> Tensor:
-        """Score `factors` of n vectors with up to `width` codes from `start` on -> (n, w)."""
-        assert self._buffers is not None
-        stop = min(start + width, self.num_rows)
-        shape = len(factors), stop - start
-        scores = self._buffers[0].view(-1)[: shape[0] * shape[1]].view(shape)
-        if self.bf16:
-            return torch.mm(factors, self.table[start:stop].T, out=scores)
-        rows = self._buffers[2][: stop - start]
-        part = self._part(start, stop)
-        rows[: len(part), :-1] = self.frame.table(part)
-        rows[len(part) :, :-1] = 0
-        rows[:, -1] = self.bias[start:stop]
+    def scores(self, factors: Tensor, start: int) -> Tensor:
+        """Score `factors` of n vectors with the codes of the block from `start` on -> (n, w)."""
+        here = slice(start, min(start + self.width, self.num_rows))
+        shape = len(factors), here.stop - here.start
+        scores = self._scores[: shape[0] * shape[1]].view(shape)
+        if len(self.table):
+            return torch.mm(factors, self.table[here].T, out=scores)
+        rows = torch.cat([self._rows(here), self.bias[here, None]], 1)
         return torch.mm(factors, rows.T, out=scores)
 
     def grouped(self, scores: Tensor, members: int) -> tuple[Tensor, int, int]:
-        """View scores (n, w) as (n, members, groups), and give the distance of both in codes."""
+        """View scores (n, w) as (n, members, g), and give the distance of both in places."""
         if not self.bf16:
             return scores.view(len(scores), -1, members).transpose(1, 2), 1, members
         return scores.view(len(scores), members, -1), scores.shape[1] // members, 1
 
-    def floor(self, best: Tensor, slack: Tensor) -> Tensor:
-        """Bound from below the score (n, 1) that a winner shows if another code shows `best`.
+    def spread(self, scores: Tensor, slack: Tensor) -> Tensor:
+        """Add to slack what rounding the result may have changed: nothing in float32."""
+        return slack.add_(scores.abs(), alpha=BF16) if self.bf16 else slack
 
-        In bf16 scores are rounded, `best` too: its true value may be smaller by its last digit.
-        Rounding keeps order, so what is not smaller before is not smaller after.
+    def least(self, floor: Tensor) -> Tensor:
+        """Return the smallest score that `spread` may lift to floor (P,), as scores are stored.
+
+        It is rounded like the scores, which keeps order: what reached it before still does.
         """
         if not self.bf16:
-            return best - slack
-        return (best - 1.01 * BF16 * best.abs() - slack).bfloat16()
+            return floor
+        return torch.where(floor > 0, floor / (1 + BF16), floor / (1 - BF16)).bfloat16()
 
 
 def _product_precision(device: torch.device) -> str:

@@ -54,7 +54,7 @@ class Frame:
             _scale(codes) if codes.device.type == "cpu" else (_scale_later(codes), False)
         )
         if metric == "l2" and modest and codes.dtype == dtype:
-            centre = codes.mean(0)
+            centre = mean_code(codes)
         else:
             centre = torch.zeros(codes.shape[1], dtype=wide(codes.device), device=codes.device)
             for part in codes.split(_step(codes)) if metric == "l2" or shift_codes else ():
@@ -101,10 +101,19 @@ class Frame:
         if self.metric == "l2":
             # float64 input is shifted before it is rounded; the others are exact in float32.
             # So are values so large that a difference could overflow.
-            exact = vectors.dtype == torch.float64 or self.scale is not None
+            exact = torch.float64 in (vectors.dtype, self.centre.dtype) or self.scale is not None
             source = vectors.to(wide(vectors.device)) if exact else vectors.float()
             vectors = source - self.centre.to(source.dtype)
-        return (vectors if self.scale is None else vectors * self.scale).float()
+        if self.scale is None:
+            return vectors.float()
+        wider = vectors if vectors.dtype == torch.float64 else vectors.float()
+        return (wider * self.scale).float()
+
+
+def mean_code(codes: Tensor) -> Tensor:
+    """Average codes (K, D) -> (D,): a function of their values, not of their strides."""
+    parts = [part.contiguous().sum(0) for part in codes.split(_step(codes))]
+    return torch.stack(parts).sum(0).div_(len(codes)) if len(parts) > 1 else parts[0] / len(codes)
 
 
 def unit_length(rows: Tensor) -> Tensor:
@@ -125,8 +134,8 @@ def near_one(rows: Tensor) -> Tensor:
 
 def _scale(codes: Tensor) -> tuple[Tensor | None, bool]:
     """Choose the scale of codes on a CPU, and tell whether their values are modest."""
-    low, high = (float(value) for value in torch.aminmax(codes))
-    largest = max(-low, high)
+    bounds = [torch.aminmax(part) for part in codes.split(_step(codes))]  # strided ones are copied
+    largest = max(max(-float(low), float(high)) for low, high in bounds)
     if not 0 < largest < torch.inf:
         return None, largest == 0
     exponent = math.frexp(largest)[1]
