@@ -65,7 +65,7 @@ WRONG = {
     "rounding a table": (lambda: VectorQuantizer(book(), LatticePoint()), "use Nearest"),
     "a term without its scores": (
         lambda: VectorQuantizer(book(), Nearest(), terms=[UniformKL(weight=1.0)]),
-        "needs log_p",
+        "needs negative_entropy",
     ),
     "a term twice": (
         lambda: VectorQuantizer(book(), Nearest(), terms=[Commitment(weight=1.0)] * 2),

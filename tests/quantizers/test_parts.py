@@ -149,10 +149,15 @@ def test_sq_vae_terms_follow_the_paper():
 
 def test_kl_to_uniform():
     log_p = torch.randn(1, 7, 5).log_softmax(-1)
-    a = Assigned(
-        torch.zeros(1, 7, 2), torch.zeros(1, 7).long(), torch.zeros(1, 7, 2), 7, log_p=log_p
-    )
     p = log_p.exp()
+    a = Assigned(
+        torch.zeros(1, 7, 2),
+        torch.zeros(1, 7).long(),
+        torch.zeros(1, 7, 2),
+        7,
+        table=torch.zeros(1, 5, 2),
+        negative_entropy=(p * log_p).sum(-1),
+    )
     expected = sum(
         float(p[0, n, k] * (math.log(p[0, n, k]) + math.log(5))) for n in range(7) for k in range(5)
     )
@@ -270,7 +275,7 @@ def test_terms_average_and_sum():
     torch.testing.assert_close(Commitment(weight=3.0)(a), 3 * mean)
     torch.testing.assert_close(CodebookLoss(weight=2.0)(a), 2 * mean)
     torch.testing.assert_close(GaussianError(weight=1.0)(a), mean * 30 * 0.5 / 2 / 5)
-    log_p = torch.full((1, 4, 2), 0.5).log()
-    b = Assigned(z, torch.zeros(2, 5).long(), z_q, 2, log_p=log_p)
+    log_two = torch.full((1, 4), math.log(2))
+    b = Assigned(z, torch.zeros(2, 5).long(), z_q, 2, negative_entropy=-log_two)
     # Four vectors of two images, each with the entropy log 2.
     assert CategoricalEntropy(weight=1.0)(b).item() == pytest.approx(-4 * math.log(2) / 2)

@@ -6,13 +6,11 @@ import torch
 from vqkit.quantizers import (
     dual,
     fsq,
-    gumbel,
     lfq,
     looc,
     movq_codes,
     pq,
     rq,
-    sq_vae,
     vq_vae,
     vqgan_lc,
 )
@@ -87,54 +85,5 @@ def test_unequal_slots_are_listed():
 def test_lattices_store_nothing():
     for quantizer in (fsq((8, 5, 5, 5)), lfq(10)):
         found = quantizer.describe(8, 8)
-        assert (found.codebook_floats, found.multiplications, found.search_bytes) == (0, 0, 0)
+        assert (found.codebook_floats, found.multiplications, found.block_bytes) == (0, 0, 0)
     assert fsq((8, 5, 5, 5)).bits_per_position == pytest.approx(9.9658, abs=1e-4)
-
-
-@pytest.mark.parametrize("make", [gumbel, sq_vae], ids=["gumbel", "sq_vae"])
-def test_score_memory_is_predicted(make):
-    """Count the bytes that autograd keeps in tensors of N × K against the prediction."""
-    num_codes = 512
-    quantizer = make(num_codes, 8).train()
-    z = torch.randn(2, 8, 6, 6, requires_grad=True)
-    kept = {}
-
-    def pack(tensor):
-        if tensor.numel() >= 72 * num_codes:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = quantizer(z)
-        loss = out.loss + out.z_q.square().sum()
-    loss.backward()
-    predicted = quantizer.describe(6, 6, batch_size=2).score_bytes
-    assert sum(kept.values()) == pytest.approx(predicted, rel=0.05)
-
-
-@pytest.mark.parametrize("make", [gumbel, sq_vae], ids=["gumbel", "sq_vae"])
-def test_score_memory_grows_with_vectors_and_codes(make):
-    small = make(64, 8).describe(4, 4).score_bytes
-    assert small == 4 * 4 * 16 * 64
-    assert make(128, 8).describe(4, 4, batch_size=3).score_bytes == 6 * small
-
-
-def test_score_memory_of_the_joint_entropy():
-    assert lfq(9).describe(6, 6, batch_size=2).score_bytes == 4 * 72 * 512
-    assert lfq(9, joint_bits=8).describe(6, 6, batch_size=2).score_bytes == 0
-
-
-def test_searching_presets_keep_no_scores():
-    quantizer = vq_vae(4096, 8).train()
-    z = torch.randn(2, 8, 16, 16, requires_grad=True)
-    largest = 0
-
-    def pack(tensor):
-        nonlocal largest
-        largest = max(largest, tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        quantizer(z)
-    assert largest <= max(z.numel(), 4096 * 8)
-    assert quantizer.describe(16, 16, batch_size=2).score_bytes == 0

@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vqkit.config import NetworkConfig, QuantizerConfig
 from vqkit.models import ImageTokenizer, TokenizerConfig
-from vqkit.quantizers import cvq, dual, gumbel, looc, vq_ema
+from vqkit.quantizers import EMA, cvq, dual, gumbel, looc, vq_ema, vq_vae
+from vqkit.quantizers.anchors import Anchors
 
 
 def codes_of(quantizer, index=0):
@@ -57,11 +58,61 @@ def test_a_part_in_evaluation_keeps_its_codes():
 
 
 def test_codes_without_a_finite_vector_stay():
-    quantizer = cvq(6, 4).train()
-    before = codes_of(quantizer)
-    quantizer(torch.full((1, 4, 2, 2), torch.nan))
-    quantizer.step()
-    assert torch.equal(codes_of(quantizer), before)
+    for anchors in ("closest", "random", "probrandom"):
+        quantizer = cvq(6, 4, anchors=anchors).train()
+        quantizer.quantizer.rules[0].source.anchors.copy_(codes_of(quantizer))
+        quantizer.check_values = False
+        before = codes_of(quantizer)
+        quantizer(torch.full((1, 4, 2, 2), torch.nan))
+        quantizer.step()
+        torch.testing.assert_close(codes_of(quantizer), before, msg=anchors)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", CASES)
+def test_features_that_are_no_numbers_are_refused(name, bad):
+    """On a CPU, in training and evaluation; nothing has happened then."""
+    quantizer = make(name)
+    z = feature_map(quantizer)
+    z[1, 0, 2, 3] = bad
+    for training in (True, False):
+        quantizer.train(training)
+        before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+        with pytest.raises(ValueError, match=r"z of shape .*: 1 values are NaN or infinite"):
+            quantizer(z)
+        for key, value in quantizer.state_dict().items():
+            assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_loop_that_looks_at_its_losses_gets_nan(name):
+    """Without the check: ids in range, nothing else that is finite, no statistics."""
+    quantizer = make(name).train()
+    quantizer.check_values = quantizer.auto_step = False
+    z = feature_map(quantizer)
+    z[1, 0, 2, 3] = torch.nan
+    z.requires_grad_()
+    out = quantizer(z)
+    limits = torch.tensor([slot.num_codes for slot in quantizer.slots])
+    assert ((out.ids >= 0) & (out.ids < limits)).all()
+    assert all(term.isnan() for term in out.terms.values())
+    assert out.z_q.isnan().all()
+    (out.z_q.sum() + out.loss).backward()
+    assert z.grad.isnan().any()
+    for part in quantizer.modules():
+        assert not isinstance(part, EMA) or not part.new_counts.any()
+        assert not isinstance(part, Anchors) or not part.counts.any()
+    quantizer.eval()
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        quantizer(z)
+
+
+def test_a_projection_that_diverged_is_named():
+    quantizer = vq_vae(8, 4, in_channels=6)
+    with torch.no_grad():
+        quantizer.project_in.weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="after project_in"):
+        quantizer(feature_map(quantizer))
 
 
 def test_recomputation_in_a_backward_is_refused():
@@ -175,6 +226,7 @@ def test_weights_written_through_data_need_drop_cache(name):
 ])  # fmt: skip
 def test_a_forward_of_nan_spoils_no_codes(make_quantizer):
     quantizer = make_quantizer().train()
+    quantizer.check_values = False
     for value in (0.0, torch.nan, 0.0):
         quantizer(feature_map(quantizer) + value)
         quantizer.step()

@@ -168,11 +168,11 @@ class VectorPool(AnchorSource):
 
     def take(self, codes: Tensor, clock: Clock) -> Tensor:
         """Return the refreshed pool, (G, K, D), and begin the next step."""
-        found = torch.isfinite(self.sample.priority)[:, None]
-        found = found & torch.isfinite(self.sample.rows).all(-1, keepdim=True)
-        position = torch.arange(found.shape[1], device=found.device)
-        order = clock.uniform(POOL_ORDER, position).argsort()
-        self.anchors[:, order] = torch.where(found, self.sample.rows, self.anchors[:, order])
+        rows = self.sample.sorted()[1]
+        position = torch.arange(self.anchors.shape[1], device=rows.device)
+        places = clock.uniform(POOL_ORDER, position).argsort()[: rows.shape[1]]
+        found = torch.isfinite(rows).all(-1, keepdim=True)
+        self.anchors[:, places] = torch.where(found, rows, self.anchors[:, places])
         self.sample.clear()
         return self.anchors.clone()
 
@@ -205,11 +205,17 @@ class WeightedDraws(AnchorSource):
         groups, num_codes, _ = self.codes.shape
         index = torch.arange(groups * num_codes, device=self.codes.device)
         uniform = clock.uniform(ANCHOR_DRAW, index).view(groups, num_codes)
-        local = softmax_row_log_weights(self.rows, self.codes, self.metric)
+        empty = self.rows.shape[1] == 0  # nothing that this process saw was sound
+        local = uniform.new_full(uniform.shape, -math.inf)
+        if not empty:
+            local = softmax_row_log_weights(self.rows, self.codes, self.metric)
         shares = ranks.gather_over_ranks(local).permute(1, 2, 0)  # (G, K, R)
         winner, within = choose_by_weight(shares, uniform)
-        rows = sample_softmax_rows(self.rows, self.codes, within, self.metric)
-        self._take_from(winner, take_rows(self.rows, rows))
+        drawn = torch.full_like(self.anchors, math.nan)
+        if not empty:
+            rows = sample_softmax_rows(self.rows, self.codes, within, self.metric)
+            drawn = take_rows(self.rows, rows)
+        self._take_from(winner, drawn)
         self.rows = self.rows[:, :0].clone()
 
     def take(self, codes: Tensor, clock: Clock) -> Tensor:

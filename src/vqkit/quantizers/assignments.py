@@ -7,17 +7,21 @@ space and returns an `Assigned`; `lookup` is the way back from ids.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit.search import Metric, nearest, nearest_k
 
 from .clock import Clock
-from .codebooks import Codebook, check_count, take_codes
-from .estimators import hard_codes
+from .codebooks import Codebook, check_count
 from .lattice import Lattice
 from .records import Assigned
+from .scores import COPIES, Logits, draw, negative_entropy
+from .tables import take_codes
 
 GUMBEL = 2  # stream of random numbers; see Clock.uniform
 METRICS = ("l2", "cosine")
@@ -89,6 +93,10 @@ class Nearest(Assignment):
             ids = nearest(z, table, self.metric)
         else:
             ids, _ = nearest_k(z, table, self.tokens_per_vector, self.metric)
+        return self.assigned(z, ids, table, batch)
+
+    def assigned(self, z: Tensor, ids: Tensor, table: Tensor, batch: int) -> Assigned:
+        """Take the codes of ids that were found for vectors (G, N, D)."""
         return Assigned(z, ids, self._mean_codes(table, ids), batch, table)
 
     def lookup(self, ids: Tensor, codebook: Codebook, clock: Clock) -> Tensor:
@@ -131,7 +139,7 @@ class LatticePoint(Assignment):
 class _Stochastic(Assignment):
     """A temperature that falls with the step: τ = max(final, start · exp(-rate · step))."""
 
-    score_copies = 4
+    score_copies = COPIES
     weighs_codes = True
 
     def __init__(self, temperature: float, final_temperature: float, anneal_rate: float) -> None:
@@ -160,12 +168,26 @@ class _Stochastic(Assignment):
                 f"{codebook.groups} at once; split the vector into parts with Split"
             )
 
-    def relax(self, logits: Tensor, clock: Clock) -> Tensor:
-        """Gumbel-softmax weights (N, K) of logits (N, K), arXiv:1611.01144 eq. 2."""
-        rows = clock.row_numbers(len(logits))[:, None]
-        codes = torch.arange(logits.shape[1], device=logits.device)[None]
-        noise = -torch.log(-torch.log(clock.uniform(GUMBEL, rows, codes)))
-        return ((logits + noise.to(logits)) / self.temperature(clock)).softmax(-1)
+    def noise(self, num_rows: int, num_codes: int, clock: Clock) -> Callable[[slice], Tensor]:
+        """Return a function from a slice of the vectors (n) to their Gumbel noise (n, K)."""
+        numbers = clock.row_numbers(num_rows)[:, None]
+        codes = torch.arange(num_codes, device=numbers.device)[None]
+
+        def gumbel(rows: slice) -> Tensor:
+            uniform = clock.uniform(GUMBEL, numbers[rows], codes)
+            return uniform.log_().neg_().log_().neg_().float()
+
+        return gumbel
+
+    def drawn(
+        self, z: Tensor, rows: Tensor, logits: Logits, table: Tensor, clock: Clock, batch: int
+    ) -> Assigned:
+        """Draw codes of the one table (1, K, D) for vectors z (1, N, D), in float32 `rows`."""
+        noise = self.noise(len(rows), table.shape[1], clock)
+        temperature = self.temperature(clock)
+        found = draw(rows, logits, table[0].float(), temperature, noise, mix=self.relaxed)
+        z_q, entropy = found.z_q.to(table.dtype)[None], found.negative_entropy[None]
+        return Assigned(z, found.ids[None], z_q, batch, table, entropy)
 
 
 class GumbelLogits(_Stochastic):
@@ -175,7 +197,7 @@ class GumbelLogits(_Stochastic):
     gradient reaches the codes; evaluation takes the largest logit without noise.
     """
 
-    gives = ("table", "log_p")
+    gives = ("table", "negative_entropy")
 
     def __init__(
         self,
@@ -201,16 +223,14 @@ class GumbelLogits(_Stochastic):
 
     def forward(self, z: Tensor, codebook: Codebook, clock: Clock, batch: int) -> Assigned:
         """Draw (training) or choose (evaluation) a code for every vector (1, N, D)."""
-        table = codebook.table(clock)
-        logits = self.logits(z[0].to(self.logits.weight.dtype)).float()
-        log_p = logits.log_softmax(-1)[None]
-        if not self.training:
-            ids = logits.argmax(-1)[None]
-            return Assigned(z, ids, take_codes(table, ids), batch, table, log_p)
-        weights = self.relax(logits, clock)
-        ids = weights.detach().argmax(-1)
-        z_q = hard_codes(weights.to(table.dtype), table[0], ids)[None]
-        return Assigned(z, ids[None], z_q, batch, table, log_p)
+        table, rows = codebook.table(clock), z[0].float()
+        logits = Logits(self.logits.weight.float(), self.logits.bias.float())
+        if self.training:
+            return self.drawn(z, rows, logits, table, clock, batch)
+        # The largest logit is the largest product once the bias has a column of its own.
+        ids = nearest(F.pad(rows, (0, 1), value=1.0), torch.column_stack(logits), "dot")[None]
+        entropy = negative_entropy(rows, logits)[None]
+        return Assigned(z, ids, take_codes(table, ids), batch, table, entropy)
 
     def summary(self) -> str:
         """Name the assignment."""
@@ -225,7 +245,7 @@ class StochasticDistance(_Stochastic):
     and keeps the weights' gradient. Evaluation takes the nearest code.
     """
 
-    gives = ("table", "log_p", "precision")
+    gives = ("table", "negative_entropy", "precision")
 
     def __init__(
         self,
@@ -246,25 +266,17 @@ class StochasticDistance(_Stochastic):
 
     def forward(self, z: Tensor, codebook: Codebook, clock: Clock, batch: int) -> Assigned:
         """Draw (training) or choose (evaluation) codes for every vector (1, N, D)."""
-        table = codebook.table(clock)
+        table, rows = codebook.table(clock), z[0].float()
         precision = 1 / (1 + self.log_variance.float().exp())
-        if not self.training:
-            ids = nearest(z, table)
-            log_p = self._log_p(z[0], table[0], precision)
-            return Assigned(z, ids, take_codes(table, ids), batch, table, log_p, precision)
-        log_p = self._log_p(z[0], table[0], precision)
-        weights = self.relax(log_p[0], clock)
-        ids = weights.detach().argmax(-1)
-        weights = weights.to(table.dtype)
-        z_q = weights @ table[0] if self.relaxed else hard_codes(weights, table[0], ids)
-        return Assigned(z, ids[None], z_q[None], batch, table, log_p, precision)
-
-    @staticmethod
-    def _log_p(z: Tensor, codes: Tensor, precision: Tensor) -> Tensor:
+        codes = table[0].float()
         # ‖z‖² is the same for all codes of a row and cancels in the softmax.
-        z, codes = z.float(), codes.float()
-        scores = z @ codes.T - 0.5 * codes.square().sum(-1)
-        return (precision * scores).log_softmax(-1)[None]
+        logits = Logits(precision * codes, -0.5 * precision * codes.square().sum(-1))
+        if self.training:
+            drawn = self.drawn(z, rows, logits, table, clock, batch)
+            return replace(drawn, precision=precision)
+        ids = nearest(z, table)
+        entropy = negative_entropy(rows, logits)[None]
+        return Assigned(z, ids, take_codes(table, ids), batch, table, entropy, precision)
 
     def summary(self) -> str:
         """Name the assignment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,30 @@ def check_features(z: Tensor, channels: int, expected: int) -> None:
         )
     if z.numel() == 0:
         raise ValueError(f"z of shape {tuple(z.shape)}: there is nothing to quantize")
+
+
+def is_finite(z: Tensor) -> bool:
+    """Whether no value is NaN or infinite; tensors that are not on a CPU pass unseen."""
+    # A sum is one fast pass; only if it is not finite, by a bad value or by overflow, look closer.
+    if z.device.type != "cpu" or math.isfinite(z.detach().sum()):
+        return True
+    return bool(z.isfinite().all())
+
+
+def check_finite(z: Tensor, vectors: Tensor) -> None:
+    """Raise `ValueError` for vectors that hold NaN or infinity, made from features z."""
+    if is_finite(vectors):
+        return
+    if is_finite(z):
+        raise ValueError(
+            "z is finite, but NaN or infinity after project_in: the weights of the quantizer have "
+            "diverged; go back to weights that were good"
+        )
+    bad = int(z.isfinite().logical_not().sum())
+    raise ValueError(
+        f"z of shape {tuple(z.shape)}: {bad:,} values are NaN or infinite, which are near no code; "
+        "look for what made them (a diverged encoder, a broken input)"
+    )
 
 
 def check_ids(ids: Tensor, slots: Sequence[Slot]) -> None:

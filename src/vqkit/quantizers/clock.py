@@ -7,7 +7,7 @@ micro-batches one after another all see the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,28 +22,47 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
+BLOCK = 1 << 16
+"""Numbers drawn at a time on a CPU, so that the many passes of a hash stay in its cache."""
+
+
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical: torch shifts the sign in
+    # Logical: torch shifts the sign in.
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
-    return x ^ _shift_right(x, 31)
+def _mix_(x: Tensor) -> Tensor:
+    x.bitwise_xor_(_shift_right(x, 30)).mul_(_MIX_1)
+    x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
+    return x.bitwise_xor_(_shift_right(x, 31))
 
 
 def counter_bits(*coordinates: Tensor) -> Tensor:
     """Hash int64 coordinates (broadcast against each other) to 64 random bits each, as int64."""
     state = torch.zeros((), dtype=torch.int64, device=coordinates[0].device)
     for coordinate in coordinates:
-        state = _mix(state * _GOLDEN + coordinate + 1)
+        state = _mix_(state * _GOLDEN + (coordinate + 1))
     return state
 
 
 def counter_uniform(*coordinates: Tensor) -> Tensor:
     """Uniform float64 numbers in the open interval (0, 1), one per broadcast coordinate."""
+    shape = torch.broadcast_shapes(*(c.shape for c in coordinates))
+    if shape.numel() <= BLOCK or coordinates[0].device.type != "cpu":
+        return _uniform(coordinates)
+    numbers = torch.empty(shape, dtype=torch.float64)
+    step = max(1, BLOCK * shape[0] // shape.numel())
+    for start in range(0, shape[0], step):
+        block = slice(start, start + step)
+        varies = [c.ndim == len(shape) and c.shape[0] > 1 for c in coordinates]
+        parts = [c[block] if v else c for c, v in zip(coordinates, varies, strict=True)]
+        numbers[block] = _uniform(parts)
+    return numbers
+
+
+def _uniform(coordinates: Sequence[Tensor]) -> Tensor:
     # 52 bits and a half: neither 0 nor 1 can come out, so logarithms stay finite.
-    return (_shift_right(counter_bits(*coordinates), 12).double() + 0.5) * 2.0**-52
+    return _shift_right(counter_bits(*coordinates), 12).double().add_(0.5).mul_(2.0**-52)
 
 
 class Clock(nn.Module):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .clock import Clock
+from .tables import take_codes, unit_rows
 
 DROPOUT = 1  # stream of random numbers; see Clock.uniform
 
@@ -136,15 +137,6 @@ class Codebook(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def take_codes(table: Tensor, ids: Tensor) -> Tensor:
-    """Gather rows: table (G, K, D), ids (G, ...) -> (G, ..., D); the gradient is dense."""
-    groups, num_codes, dim = table.shape
-    if groups > 1:
-        first = torch.arange(groups, device=ids.device) * num_codes
-        ids = ids + first.view(-1, *[1] * (ids.ndim - 1))
-    return F.embedding(ids, table.reshape(groups * num_codes, dim))
-
-
 class FreeCodebook(Codebook):
     """Codes are one tensor: a parameter moved by gradient, or a buffer that a rule writes."""
 
@@ -258,7 +250,7 @@ class UnitSphere(Codebook):
 
     def compute(self, clock: Clock) -> Tensor:
         """Return the codes at unit length, (G, K, D)."""
-        return F.normalize(self.base.table(clock), dim=-1)
+        return unit_rows(self.base.table(clock))
 
     def project(self, z: Tensor) -> Tensor:
         """Bring vectors (..., D) to unit length."""

@@ -9,10 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vqkit.search import nearest
+
 from .assignments import Nearest
 from .codebooks import check_count
 from .estimators import Estimator, straight_through
-from .quantizer import Quantizer, SearchCost, check_quantizer, join_path
+from .quantizer import Quantizer, SearchCost, VectorQuantizer, check_quantizer, join_path
 from .records import Quantized, Slot
 
 Reduction = Literal["sum", "mean"]
@@ -76,7 +78,7 @@ class SharedSegments(Quantizer):
 class Split(Quantizer):
     """Cut the vector into named parts of any sizes, each with its own quantizer (Dual).
 
-    Equal parts with equal free codebooks are faster as one `VectorQuantizer` with G tables.
+    Parts that take the nearest code of equally large tables are searched in one grouped call.
 
     Args:
         parts: name -> quantizer, in the order of the channels.
@@ -101,10 +103,14 @@ class Split(Quantizer):
     def quantize(self, z: Tensor) -> Quantized:
         """Quantize vectors (B, P, channels); ids are (B, P, T)."""
         pieces = z.split(self.sizes, -1)
-        found = {
-            name: part.quantize(piece)
-            for (name, part), piece in zip(self._quantizers(), pieces, strict=True)
-        }
+        searched = self._search_together(pieces)
+        found: dict[str, Quantized] = {}
+        for (name, part), piece in zip(self._quantizers(), pieces, strict=True):
+            if name in searched:
+                assert isinstance(part, VectorQuantizer)
+                found[name] = part.finish(piece, *searched[name])
+            else:
+                found[name] = part.quantize(piece)
         return Quantized(
             torch.cat([q.z_q for q in found.values()], -1),
             torch.cat([q.ids for q in found.values()], -1),
@@ -128,6 +134,28 @@ class Split(Quantizer):
     def summary(self) -> str:
         """Say in a phrase how this quantizer is composed."""
         return "split " + " + ".join(f"{n} ({p.channels})" for n, p in self._quantizers())
+
+    def _search_together(self, pieces: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Search parts with equally large tables at once: name -> (entered vectors, ids)."""
+        alike: dict[tuple[object, ...], list[tuple[str, VectorQuantizer, Tensor]]] = {}
+        for (name, part), piece in zip(self._quantizers(), pieces, strict=True):
+            if isinstance(part, VectorQuantizer) and isinstance(part.assignment, Nearest):
+                kind = (part.assignment.metric, part.assignment.tokens_per_vector)
+                size = (part.codebook.num_codes, part.codebook.dim)
+                alike.setdefault((*kind, *size), []).append((name, part, piece))
+        searched = {}
+        for (_, tokens, *_), members in alike.items():
+            if len(members) < 2 or tokens != 1:
+                continue
+            entered = [part.enter(piece) for _, part, piece in members]
+            # A computed table keeps its graph: it is the one that the part will use.
+            tables = [part.codebook.table(part.clock).detach() for _, part, _ in members]
+            vectors = torch.cat([z.detach() for z in entered])
+            ids = nearest(vectors, torch.cat(tables), members[0][1].assignment.metric)
+            each = ids.split([len(z) for z in entered])
+            for (name, _, _), z, found in zip(members, entered, each, strict=True):
+                searched[name] = (z, found)
+        return searched
 
     def _quantizers(self) -> list[tuple[str, Quantizer]]:
         pairs = []

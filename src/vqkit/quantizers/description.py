@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .grid import GridQuantizer
 
-_SEARCH_BLOCK_BYTES = 64 << 20  # bound of search.nearest's own memory, see its tests
+_BLOCK_BYTES = 64 << 20  # bound of the memory of blocks of scores, in the search too; see the tests
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,12 @@ class QuantizerDescription:
     multiplications: int
     """Of the nearest-code search, vectors × codes × dim (LooC, supplement 1.2)."""
     score_bytes: int
-    """Tensors of vectors × codes kept for a training step's backward; only where the definition
-    needs them (Gumbel, SQ-VAE, LFQ's joint entropy). While they are made about twice as much is
-    alive, and evaluation makes them too, for its terms."""
-    search_bytes: int
-    """Bound of the memory that the search needs besides its operands."""
+    """Tensors of vectors × codes that a training step holds from forward to backward; only where
+    the definition needs them (Gumbel, SQ-VAE). Evaluation holds none. On a CPU a step's peak above
+    its inputs is this and at most `block_bytes`, beside tensors as large as the vectors or the
+    codebook."""
+    block_bytes: int
+    """Bound of the memory of scores made block by block, in the search or for the draw."""
     batch_size: int
     """Images for which `score_bytes` counts."""
 
@@ -49,7 +50,7 @@ class QuantizerDescription:
 
     def text(self) -> str:
         """Lines for people."""
-        mebibytes = self.search_bytes / 2**20
+        mebibytes = self.block_bytes / 2**20
         rows = [
             ("feature map", f"{self.height}×{self.width} positions"),
             (
@@ -64,7 +65,7 @@ class QuantizerDescription:
             ("side information", f"{self.side_bits:g} bits a position"),
             ("codebook", f"{self.codebook_floats:,} floats, {self.codebook_bytes:,} bytes"),
             ("multiplications", f"{self.multiplications:,} per image for the search"),
-            ("search memory", f"below {mebibytes:.0f} MiB" if mebibytes else "none"),
+            ("memory of blocks", f"below {mebibytes:.0f} MiB" if mebibytes else "none"),
             ("score memory", f"{self.score_bytes / 2**20:,.1f} MiB at batch {self.batch_size}"),
         ]
         return "\n".join(f"{name:<18}{value}" for name, value in rows)
@@ -97,7 +98,7 @@ def describe_quantizer(
         codebook_bytes=4 * floats,
         multiplications=positions * calls * sum(c.rows * c.num_codes * c.dim for c in compared),
         score_bytes=4 * batch_size * positions * calls * scores,
-        search_bytes=_SEARCH_BLOCK_BYTES if compared else 0,
+        block_bytes=_BLOCK_BYTES if compared else 0,
         batch_size=batch_size,
     )
 

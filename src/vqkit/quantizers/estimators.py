@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -42,18 +41,24 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         z, z_q = ctx.saved_tensors
-        gradient = gradients[0].float()
-        e, q = F.normalize(z.float(), dim=-1), F.normalize(z_q.float(), dim=-1)
+        gradient, vector, code = gradients[0].float(), z.float(), z_q.float()
+        length, new_length = _length(vector), _length(code)
+        e, q = vector / length.clamp(min=1e-12), code / new_length.clamp(min=1e-12)
         r = e + q
-        length = r.norm(dim=-1, keepdim=True)
-        r = r / length.clamp(min=1e-12)
-        # R = I - 2 r rᵀ + 2 q eᵀ takes e to q; the gradient passes its transpose.
-        turned = gradient - 2 * (gradient * r).sum(-1, keepdim=True) * r
-        turned = turned + 2 * (gradient * q).sum(-1, keepdim=True) * e
-        scale = z_q.float().norm(dim=-1, keepdim=True) / z.float().norm(dim=-1, keepdim=True)
+        between = _length(r)
+        # R = I - 2 r rᵀ + 2 q eᵀ, with r at length one, takes e to q; its transpose passes back.
+        along_q = (gradient * q).sum(-1, keepdim=True)
+        along_r = along_q + (gradient * e).sum(-1, keepdim=True)
+        turned = gradient - (2 * along_r / between.square().clamp(min=1e-24)) * r
+        turned += 2 * along_q * e
+        scale = new_length / length
         # R is undefined where q = -z, and the scale where z = 0: straight-through there.
-        defined = (length > 1e-4) & torch.isfinite(scale)
+        defined = (between > 1e-4) & torch.isfinite(scale)
         return torch.where(defined, scale * turned, gradient).to(z.dtype), None
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return vectors.norm(dim=-1, keepdim=True)
 
 
 def rotation(z: Tensor, z_q: Tensor) -> Tensor:
@@ -64,25 +69,3 @@ def rotation(z: Tensor, z_q: Tensor) -> Tensor:
 def through_weights(z: Tensor, z_q: Tensor) -> Tensor:
     """Let the gradient flow through z_q itself: for assignments that weigh the codes."""
     return z_q
-
-
-class _HardCodes(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, table: Tensor, ids: Tensor) -> Tensor:
-        ctx.save_for_backward(table, ids)
-        return F.embedding(ids, table)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        table, ids = ctx.saved_tensors
-        gradient = gradients[0]
-        return gradient @ table.T, torch.zeros_like(table).index_add_(0, ids, gradient), None
-
-
-def hard_codes(weights: Tensor, table: Tensor, ids: Tensor) -> Tensor:
-    """Codes of ids whose gradient treats them as `weights @ table` with one-hot values.
-
-    The straight-through Gumbel-softmax (arXiv:1611.01144, section 2.2): weights (N, K), table
-    (K, D), ids (N,) -> (N, D).
-    """
-    return _HardCodes.apply(weights, table, ids)

@@ -149,11 +149,12 @@ class GridQuantizer(Stepping):
             )
         check_features(z, z.shape[1], self.channels)
         with self._forwarding(z.device):
-            rows = self._enter(z.permute(0, 2, 3, 1))
+            rows, sound = self._checked(z, self._enter(z.permute(0, 2, 3, 1)))
             batch, height, width, _ = rows.shape
             out = self.quantizer.quantize(self._to_rows(rows).flatten(1, -2))
             z_q = self._from_rows(out.z_q.unflatten(1, (height, width, -1)))
-        return self._watched(Quantized(z_q, out.ids.reshape(batch, height, width, -1), out.terms))
+        ids = out.ids.reshape(batch, height, width, -1)
+        return self._watched(Quantized(z_q, ids, out.terms), sound)
 
     def _vectors(self, z: Tensor) -> Quantized:
         self._check_vectors()
@@ -161,10 +162,11 @@ class GridQuantizer(Stepping):
             raise ValueError(f"z of shape {tuple(z.shape)}: expected (..., {self.channels})")
         check_features(z, z.shape[-1], self.channels)
         with self._forwarding(z.device):
-            rows = self._enter(z)
+            rows, sound = self._checked(z, self._enter(z))
             out = self.quantizer.quantize(rows.reshape(len(z), -1, self.width))
             z_q = self._leave(out.z_q.reshape(*z.shape[:-1], -1))
-        return self._watched(Quantized(z_q, out.ids.reshape(*z.shape[:-1], -1), out.terms))
+        ids = out.ids.reshape(*z.shape[:-1], -1)
+        return self._watched(Quantized(z_q, ids, out.terms), sound)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Turn tokens (B, h, w, T) into the map (B, channels, h, w) they stand for."""

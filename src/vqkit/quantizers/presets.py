@@ -31,6 +31,7 @@ from .grid import GridQuantizer, Layout
 from .lattice import BinaryLattice, ScalarLattice
 from .quantizer import VectorQuantizer
 from .refiners import transformer_refiner
+from .tables import RowLinear
 from .terms import (
     BitEntropy,
     CategoricalEntropy,
@@ -264,7 +265,7 @@ def simvq(
 ) -> GridQuantizer:
     """SimVQ: frozen random codes behind one trained linear layer (arXiv:2411.02038)."""
     features = normal_codes(num_codes, dim)[0] * dim**-0.5
-    book = ProjectedCodebook(features, nn.Linear(dim, dim, bias=bias), dim)
+    book = ProjectedCodebook(features, RowLinear(dim, dim, bias=bias), dim)
     quantizer = VectorQuantizer(book, Nearest(metric), terms=_paid(codebook, commitment))
     return GridQuantizer(quantizer, in_channels=in_channels)
 
@@ -286,7 +287,7 @@ def vqgan_lc(
     head: nn.Module = nn.Identity()
     if projector:
         width = 8 if dim is None else dim
-        head = nn.Linear(features.shape[-1], width)
+        head = RowLinear(features.shape[-1], width)
         nn.init.normal_(head.weight, std=width**-0.5)
     elif dim not in (None, width):
         raise ValueError(f"dim={dim} with projector=False: features have {width}; leave dim out")
@@ -318,7 +319,7 @@ def dual(
         )
         base = RefinedCodebook(base, network)
     elif refiner == "linear":
-        base = RefinedCodebook(base, nn.Linear(global_dim, global_dim))
+        base = RefinedCodebook(base, RowLinear(global_dim, global_dim))
     elif refiner == "none":
         base = FreeCodebook(uniform_codes(global_codes, global_dim))
     else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .assignments import Assignment
+from .assignments import Assignment, Nearest
 from .clock import Clock
 from .codebooks import Codebook
 from .estimators import Estimator, straight_through, through_weights
@@ -118,6 +118,8 @@ class VectorQuantizer(Quantizer):
         self.terms, self.rules = tuple(terms), nn.ModuleList(rules)
         self.estimator = estimator
         self.clock = Clock()
+        self.collects = True
+        """Whether the rules see a training forward; not if its vectors were no numbers."""
         self.channels = codebook.groups * codebook.dim
         self._name_slots()
         self._check_parts()
@@ -154,15 +156,28 @@ class VectorQuantizer(Quantizer):
 
     def quantize(self, z: Tensor) -> Quantized:
         """Quantize vectors (B, P, channels); ids are (B, P, T)."""
-        batch, positions, _ = z.shape
-        groups, dim = self.codebook.groups, self.codebook.dim
-        z = z.reshape(batch * positions, groups, dim).transpose(0, 1)  # (G, N, D)
-        z = self.codebook.project(z)
-        assigned = self.assignment(z, self.codebook, self.clock, batch)
+        return self.finish(z, self.enter(z))
+
+    def enter(self, z: Tensor) -> Tensor:
+        """Bring vectors (B, P, channels) into the space of the codes: (G, N, D)."""
+        rows = z.reshape(-1, self.codebook.groups, self.codebook.dim)
+        return self.codebook.project(rows.transpose(0, 1))
+
+    def finish(self, z: Tensor, entered: Tensor, ids: Tensor | None = None) -> Quantized:
+        """Quantize vectors z (B, P, channels) that `enter` has made to (G, N, D).
+
+        `ids` (G, N) are those that `Nearest` would find, if a caller has searched already.
+        """
+        (batch, positions, _), z = z.shape, entered
+        if ids is None:
+            assigned = self.assignment(z, self.codebook, self.clock, batch)
+        else:
+            assert isinstance(self.assignment, Nearest)
+            assigned = self.assignment.assigned(z, ids, self.codebook.table(self.clock), batch)
         terms = {term.name: term(assigned) for term in self.terms}
         if self.training:
             with torch.no_grad():
-                for rule in self.rules:
+                for rule in self.rules if self.collects else ():
                     assert isinstance(rule, UpdateRule)
                     rule.collect(assigned, self.codebook, self.clock)
                 self.clock.count_call(z.shape[1])
@@ -198,7 +213,7 @@ class VectorQuantizer(Quantizer):
     def search_costs(self) -> list[SearchCost]:
         """List the searches that one vector needs."""
         book = self.codebook
-        copies = self.assignment.score_copies + sum(t.score_copies(book.dim) for t in self.terms)
+        copies = self.assignment.score_copies
         return [SearchCost(book.groups, book.num_codes, book.dim, copies, book.has_table)]
 
     def estimators(self) -> list[Estimator]:

@@ -36,8 +36,9 @@ class Assigned:
     """Number of images the N vectors come from; sums over positions are divided by it."""
     table: Tensor | None = None
     """(G, K, D) codes that were compared; None for a lattice, which has no table."""
-    log_p: Tensor | None = None
-    """(G, N, K) log-probability of every code, only from assignments that hold all scores."""
+    negative_entropy: Tensor | None = None
+    """(G, N) Σ_k p log p over the codes of a vector, only from assignments that score all codes;
+    the scores themselves are gone, so that evaluation never holds N × K."""
     precision: Tensor | None = None
     """1/σ² of a probabilistic assignment (SQ-VAE), a scalar."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ranks
+from .checks import check_finite, is_finite
 from .codebooks import Codebook, check_count
 from .quantizer import Quantizer, check_quantizer
 from .records import Quantized
@@ -27,6 +29,10 @@ class Stepping(nn.Module):
         check_quantizer(quantizer)
         self.quantizer = quantizer
         self.auto_step = True
+        self.check_values = True
+        """Whether a training forward on a CPU refuses z that is not finite. A loop that stops for a
+        loss that is not finite sets it to False: z_q and all terms are NaN then, nothing is
+        collected, and several processes stop together. Elsewhere nobody waits to look at z."""
         self.register_buffer("pending", torch.zeros((), dtype=torch.int64))
         self._stage = _IDLE  # mirrors `pending`, so that no forward waits for a GPU to read it
         self._open = False  # whether a training forward still waits for its backward
@@ -100,8 +106,21 @@ class Stepping(nn.Module):
         for leaf in self.quantizer.leaves():
             leaf.clock.begin_forward()
 
-    def _watched(self, out: Quantized) -> Quantized:
+    def _checked(self, z: Tensor, vectors: Tensor) -> tuple[Tensor, bool]:
+        """Return the vectors that z became without bad values, and whether they had none."""
+        if self.check_values or not self.training:
+            check_finite(z, vectors)
+            return vectors, True
+        sound = is_finite(vectors)
+        for leaf in self.quantizer.leaves():
+            leaf.collects = sound
+        return vectors if sound else vectors.nan_to_num(0.0, 0.0, 0.0), sound
+
+    def _watched(self, out: Quantized, sound: bool) -> Quantized:
         """Notice the backward of a training forward: only then may the codes move by themselves."""
+        if not sound:
+            terms = {name: term * math.nan for name, term in out.terms.items()}
+            out = Quantized(out.z_q * math.nan, out.ids, terms)
         if self.training and self.auto_step:
             for tensor in (out.z_q, *out.terms.values()):
                 if tensor.requires_grad:

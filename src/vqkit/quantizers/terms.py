@@ -35,10 +35,6 @@ class Term:
         if not self.weight >= 0:
             raise ValueError(f"{self.name} weight={self.weight}: must not be negative")
 
-    def score_copies(self, dim: int) -> int:
-        """Tensors of vectors × codes that this term keeps for the backward pass."""
-        return 0
-
     def __call__(self, a: Assigned) -> Tensor:
         """Return the weighted scalar."""
         return self.weight * self.value(a)
@@ -72,25 +68,25 @@ class UniformKL(Term):
     """KL(p(·|z) ‖ uniform) = Σ_k p log(K p), mean over vectors (VQGAN's Gumbel quantizer)."""
 
     name = "uniform_kl"
-    needs = ("log_p",)
+    needs = ("negative_entropy", "table")
 
     def value(self, a: Assigned) -> Tensor:
         """Return the scalar before its weight."""
-        assert a.log_p is not None
-        log_k = math.log(a.log_p.shape[-1])
-        return (a.log_p.exp() * (a.log_p + log_k)).sum(-1).mean()
+        assert a.negative_entropy is not None
+        assert a.table is not None
+        return a.negative_entropy.mean() + math.log(a.table.shape[1])
 
 
 class CategoricalEntropy(Term):
     """Σ_vectors Σ_k p log p / B: the discrete half of SQ-VAE's KL, sum over positions."""
 
     name = "categorical_entropy"
-    needs = ("log_p",)
+    needs = ("negative_entropy",)
 
     def value(self, a: Assigned) -> Tensor:
         """Return the scalar before its weight."""
-        assert a.log_p is not None
-        return (a.log_p.exp() * a.log_p).sum() / a.batch
+        assert a.negative_entropy is not None
+        return a.negative_entropy.sum() / a.batch
 
 
 class GaussianError(Term):
@@ -125,10 +121,6 @@ class BitEntropy(Term):
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: must be above 0")
 
-    def score_copies(self, dim: int) -> int:
-        """One, where the mean is over all codes."""
-        return int(dim <= self.joint_bits)
-
     def value(self, a: Assigned) -> Tensor:
         """Return the scalar before its weight."""
         log_p = binary_log_probabilities(a.z[0], self.temperature)  # (N, D, 2)
@@ -136,12 +128,20 @@ class BitEntropy(Term):
         if log_p.shape[1] > self.joint_bits:
             mean = _mean_over_all(log_p.exp().mean(0))  # (D, 2)
         else:
-            joint = log_p[:, 0]
-            for bit in range(1, log_p.shape[1]):
-                joint = (joint[:, :, None] + log_p[:, bit, None, :]).flatten(1)
-            mean = _mean_over_all(joint.exp().mean(0))  # (2^D,)
+            # Bits are independent given z: the mean over vectors of the products of two halves is
+            # one matrix product, and N × 2^D never exists.
+            first, second = (_joint(half) for half in log_p.tensor_split(2, 1))
+            mean = _mean_over_all((first.T @ second / len(first)).flatten())  # (2^D,)
         # Clamped: the slope of p log p at p = 0 is infinite, and a code may be that far away.
         return each + (mean * mean.clamp(min=1e-10).log()).sum()
+
+
+def _joint(log_p: Tensor) -> Tensor:
+    """Probability of every combination of bits, first one highest: (N, d, 2) -> (N, 2^d)."""
+    joint = log_p.new_zeros(len(log_p), 1)
+    for bit in log_p.unbind(1):
+        joint = (joint[:, :, None] + bit[:, None, :]).flatten(1)
+    return joint.exp()
 
 
 def _mean_over_all(local: Tensor) -> Tensor:

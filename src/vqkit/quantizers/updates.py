@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.search import code_counts_and_sums
+from vqkit.search.counting import FEW
 
 from . import ranks
 from .clock import Clock
@@ -90,32 +91,50 @@ class RowSample(Statistics):
         shape = (codebook.groups, codebook.num_codes, codebook.dim)
         self.register_buffer("priority", torch.full(shape[1:2], math.inf, dtype=torch.float64))
         self.register_buffer("rows", torch.zeros(shape))
+        self.found = 0
+        """How many places are taken, the first ones; mirrors `priority`, for which a GPU waits."""
 
     def collect(self, z: Tensor, clock: Clock) -> None:
         """Offer vectors (G, N, D)."""
-        drawn = clock.uniform(SAMPLE, clock.row_numbers(z.shape[1]))
-        best = drawn.topk(min(len(drawn), len(self.priority)), largest=False)
-        self._keep(best.values, z[:, best.indices].to(self.rows))
+        self._add(clock.uniform(SAMPLE, clock.row_numbers(z.shape[1])), z)
 
-    def _keep(self, priority: Tensor, rows: Tensor) -> None:
-        priority = torch.cat([self.priority, priority])
-        rows = torch.cat([self.rows, rows], 1)
-        best = priority.topk(len(self.priority), largest=False, sorted=True)
-        self.priority.copy_(best.values)
-        self.rows.copy_(rows[:, best.indices])
+    def _add(self, priority: Tensor, z: Tensor) -> None:
+        """Add vectors (G, N, D) of priorities (N,), and forget the largest beyond K."""
+        taken, free = self.found, len(self.priority) - self.found
+        if len(priority) > free:
+            best = priority.topk(min(len(priority), len(self.priority)), largest=False)
+            priority = torch.cat([self.priority[:taken], best.values])
+            best_of_all = priority.topk(len(self.priority), largest=False)
+            rows = torch.cat([self.rows[:, :taken], z[:, best.indices].to(self.rows)], 1)
+            priority, z, taken = best_of_all.values, rows[:, best_of_all.indices], 0
+        self.found = taken + len(priority)
+        self.priority[taken : self.found] = priority
+        self.rows[:, taken : self.found] = z.to(self.rows)
+
+    def sorted(self) -> tuple[Tensor, Tensor]:
+        """Return priorities (n,) and vectors (G, n, D) of the sample, in its random order."""
+        priority, order = self.priority[: self.found].sort()
+        return priority, self.rows[:, order]
 
     def reduce(self) -> None:
         """Sample from the samples of all processes."""
         if ranks.world_size() == 1:
             return
         priority, rows = ranks.gather_over_ranks(self.priority), ranks.gather_over_ranks(self.rows)
+        counts = ranks.gather_over_ranks(torch.tensor(self.found, device=priority.device))
         self.clear()
-        self._keep(priority.flatten(), rows.transpose(0, 1).flatten(1, 2))
+        for found, theirs, z in zip(counts.tolist(), priority, rows, strict=True):
+            self._add(theirs[:found], z[:, :found])
 
     def clear(self) -> None:
         """Forget the sample."""
-        self.priority.fill_(math.inf)
-        self.rows.zero_()
+        self.priority[: self.found] = math.inf
+        self.rows[:, : self.found] = 0
+        self.found = 0
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.found = int(torch.isfinite(self.priority).sum())
 
 
 class EMA(UpdateRule):
@@ -169,9 +188,7 @@ class EMA(UpdateRule):
         """Add one training batch to the statistics."""
         z, ids = a.z.detach(), a.ids
         for neighbour in ids.unbind(-1) if ids.ndim == 3 else (ids,):
-            counts, sums = code_counts_and_sums(z, neighbour, codebook.num_codes)
-            self.new_counts += counts
-            self.new_sums += sums
+            add_statistics(self.new_counts, self.new_sums, z, neighbour)
         if self.sample is not None:
             self.sample.collect(z, clock)
 
@@ -185,13 +202,15 @@ class EMA(UpdateRule):
     def apply_to(self, codebook: Codebook, clock: Clock) -> None:
         """Move the averages, restart dead codes, write the codes."""
         # A step with a vector that is not finite is left out: it would stay in the sums for ever.
-        sound = torch.isfinite(self.new_sums).all()
-        counts = self.counts.lerp(self.new_counts, 1 - self.decay)
-        sums = self.sums.lerp(self.new_sums, 1 - self.decay)
-        self.counts.copy_(torch.where(sound, counts, self.counts))
-        self.sums.copy_(torch.where(sound, sums, self.sums))
+        sound = torch.isfinite(self.new_sums.sum())
+        new_counts, new_sums = self.new_counts, self.new_sums
+        if sound.device.type != "cpu" or not sound:  # nobody waits for a device
+            new_counts = torch.where(sound, new_counts, self.counts)
+            new_sums = torch.where(sound, new_sums, self.sums)
+        self.counts.lerp_(new_counts, 1 - self.decay)
+        self.sums.lerp_(new_sums, 1 - self.decay)
         if self.sample is not None:
-            self._restart(clock)
+            self._restart(self.sample, clock)
         total = self.counts.sum(-1, keepdim=True)
         # Laplace smoothing of the counts; the buffer itself stays unsmoothed.
         smoothed = (self.counts + self.eps) / (total + self.counts.shape[-1] * self.eps) * total
@@ -199,25 +218,57 @@ class EMA(UpdateRule):
         self.new_counts.zero_()
         self.new_sums.zero_()
 
-    def _restart(self, clock: Clock) -> None:
-        assert self.sample is not None
-        rows, found = self.sample.rows, torch.isfinite(self.sample.priority).sum()
-        position = torch.arange(rows.shape[1], device=rows.device)
+    def _restart(self, sample: RowSample, clock: Clock) -> None:
+        """Put dead codes on vectors of the sample."""
+        rows = sample.sorted()[1]
+        found = rows.shape[1]
+        if found == 0:
+            return
+        dead = self.counts < (self.restart_below or 0.0)
+        # On a CPU only dead codes are visited; elsewhere nobody waits to know how many there are.
+        if dead.device.type == "cpu":
+            group, code = dead.nonzero(as_tuple=True)
+        else:
+            place = torch.arange(dead.numel(), device=dead.device)
+            group, code = place // dead.shape[1], place % dead.shape[1]
+        fresh = rows[group, code % found]
         # Fewer vectors than codes: repeat them, and tell the copies apart by a little noise.
-        element = torch.arange(rows.shape[2], device=rows.device)
-        noise = clock.uniform(RESTART_NOISE, position[:, None], element).to(rows)
-        copied = (position >= found)[:, None]
-        fresh = rows[:, position % found.clamp(min=1)]
-        fresh = fresh + torch.where(copied, noise * 0.01 / math.sqrt(rows.shape[2]), 0)
-        dead = (self.counts < (self.restart_below or 0.0)) & (found > 0)
-        dead = dead & torch.isfinite(fresh).all(-1)
-        self.sums.copy_(torch.where(dead[..., None], fresh, self.sums))
-        self.counts.masked_fill_(dead, 1.0)
-        self.sample.clear()
+        copied = code >= found
+        if found < self.counts.shape[1]:
+            element = torch.arange(rows.shape[2], device=rows.device)
+            noise = clock.uniform(RESTART_NOISE, code[:, None], element).to(rows)
+            noise *= copied[:, None] * (0.01 / math.sqrt(rows.shape[2]))
+            fresh += noise
+        taken = dead[group, code] & torch.isfinite(fresh.sum(-1))
+        fresh = torch.where(taken[:, None], fresh, self.sums[group, code])
+        self.sums[group, code] = fresh
+        self.counts[group, code] = torch.where(taken, 1.0, self.counts[group, code])
+        sample.clear()
 
     def summary(self) -> str:
         """Name the rule."""
         return "EMA" if self.restart_below is None else "EMA + restart"
+
+
+def add_statistics(counts: Tensor, sums: Tensor, z: Tensor, ids: Tensor) -> None:
+    """Add vectors z (G, N, D) with ids (G, N) to counts (G, K) and sums (G, K, D), float32.
+
+    On a CPU only the codes that were drawn are touched, and parts of a batch one after another
+    give the bits of the whole, unless a code has so many vectors that float32 adds them up badly.
+    """
+    groups, num_codes, dim = sums.shape
+    if z.device.type != "cpu":
+        new_counts, new_sums = code_counts_and_sums(z, ids, num_codes)
+        counts += new_counts
+        sums += new_sums
+        return
+    flat = (ids + torch.arange(groups)[:, None] * num_codes).flatten()
+    drawn = torch.bincount(flat, minlength=groups * num_codes)
+    counts += drawn.view_as(counts)
+    if int(drawn.max()) <= FEW:
+        sums.view(-1, dim).index_add_(0, flat, z.reshape(-1, dim).float())
+    else:
+        sums += code_counts_and_sums(z, ids, num_codes)[1]
 
 
 def count_codes(ids: Tensor, num_codes: int) -> Tensor:
