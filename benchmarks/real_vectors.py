@@ -22,7 +22,8 @@ from vqkit.training import train
 
 STEPS = 300
 SIZE = 256
-ITERATIONS = 2
+ITERATIONS, LARGE = 2, 2**24
+"""Iterations of k-means; one for codebooks of more numbers than that."""
 
 
 def real_case(photos: Path, keep: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -33,9 +34,10 @@ def real_case(photos: Path, keep: Path, shape: tuple[int, int, int]) -> tuple[Te
     if len(vectors) < num_vectors or len(vectors) < num_codes:
         raise SystemExit(f"{photos}: {len(vectors)} vectors are too few; add photographs")
     sample = vectors[: max(2 * num_codes, 2**16)]
+    iterations = 1 if num_codes * dim > LARGE else ITERATIONS
     codes = _kept(
         keep / f"codes_{num_codes}_{dim}.pt",
-        lambda: kmeans(sample, num_codes, init="random", iterations=ITERATIONS).centres,
+        lambda: kmeans(sample, num_codes, init="random", iterations=iterations).centres,
     )
     # Every so-manieth vector: neighbours in an image are alike.
     return vectors[:: len(vectors) // num_vectors][:num_vectors].contiguous(), codes

@@ -23,11 +23,21 @@ def tiny_losses(name, out):
     return [line["loss"] for line in result.log]
 
 
+def processor():
+    """Vendor, family and model, where Linux tells: math libraries choose their kernels by them."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
+    known = dict(line.split(":", 1) for line in lines if ":" in line)
+    keys = {key.strip(): value.strip() for key, value in known.items()}
+    return [keys.get(key, "") for key in ("vendor_id", "cpu family", "model")]
+
+
 def machine():
     """What losses depend on beyond the code; close agreement is asked where it is the same."""
     return {
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
     }
 

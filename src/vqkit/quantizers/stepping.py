@@ -110,8 +110,9 @@ class Stepping(nn.Module):
         """Return the vectors that z became without bad values, and whether they had none."""
         if self.check_values or not self.training:
             check_finite(z, vectors)
-            return vectors, True
-        sound = is_finite(vectors)
+            sound = True
+        else:
+            sound = is_finite(vectors)
         for leaf in self.quantizer.leaves():
             leaf.collects = sound
         return vectors if sound else vectors.nan_to_num(0.0, 0.0, 0.0), sound

@@ -30,12 +30,20 @@ ELEMENTS = 2**20
 """Elements of the vectors of a block (4 MiB in float32), which stay in cache."""
 BF16_DIM, BF16_CODES = 17, 512
 """From where on products in bf16 win, candidates included (measured: benchmarks/search.py)."""
-MANY = 8
+MANY = 200
 """Candidates of a vector from which on something about the codes makes the screen too coarse."""
+ROOM = 8
+"""Candidates that there is room for, for each vector of a block."""
 PAIRS = 2**16
 """Candidates kept before they are compared; more than that only where almost all codes tie."""
 MAXIMA_AT_ONCE, SCORES_AT_ONCE = 2**19, 2**17
 """Maxima of groups, and scores of their members, that are searched for candidates at a time."""
+
+
+SIEVED = 2**18
+"""Elements of pairs whose distances are taken at a time, which stay in cache."""
+UNDERFLOW = 2.0**-62
+"""Distances below it are lost in float32; codes that are not scaled are 2^-40 long at least."""
 
 
 def bf16_pays(codes: Tensor) -> bool:
@@ -106,7 +114,7 @@ class _Search:
         by_scores = self.scores // self.screen.width
         if self._members() == 1:  # then every score is a maximum, with a bound of its own
             by_scores //= 8
-        return max(1, min(by_scores, PAIRS // (MANY * self.k), fitting))
+        return max(1, min(by_scores, PAIRS // (ROOM * self.k), fitting))
 
     def _members(self) -> int:
         """Choose how large groups are: few for each of the k bound the k-th best too loosely."""
@@ -139,7 +147,7 @@ class _Search:
         screen, k = self.screen, self.k
         factors, coefficients = screen.factors(vectors)
         best = torch.full((len(vectors), k), -torch.inf, dtype=torch.float32, device=vectors.device)
-        pairs = Pairs.none(vectors.device)
+        pairs, seen = Pairs.none(vectors.device), 0
         members = self._members()
         for start in range(0, screen.num_rows, screen.width):
             scores, across, along = screen.grouped(screen.scores(factors, start), members)
@@ -160,15 +168,40 @@ class _Search:
                 code = screen.code_at[start + member * across + group[hit] * along]
                 found = Pairs(row[hit], code, score)
                 pairs = Pairs.join([pairs, found.where(code >= 0)])
-                if len(pairs.row) > MANY * k * len(vectors):
+                seen += len(found.row)
+                if len(pairs.row) > PAIRS:
                     pairs = pairs.where(pairs.score >= floor[pairs.row, 0])
-                    if self.steps and len(pairs.row) > MANY * k * len(vectors):
+                    if self.steps and seen > MANY * k * len(vectors):
                         return None
+                    pairs = self._sieved(pairs, vectors)
                 if len(pairs.row) > PAIRS:
                     pairs = pairs.best_k(vectors, self.judge, k)
-        if screen.width == screen.num_rows:
+        screen.learn(best[:, :1], factors)
+        if screen.width < screen.num_rows:
+            pairs = pairs.where(pairs.score >= best[pairs.row, -1])
+        return self._sieved(pairs, vectors) if len(pairs.row) > 2 * len(vectors) else pairs
+
+    def _sieved(self, pairs: Pairs, vectors: Tensor) -> Pairs:
+        """Drop pairs that distances in float32 rule out, if this is a search for one code.
+
+        The difference of two vectors errs in proportion to itself: far less than a product.
+        """
+        if not self.screen.all_short or self.screen.frame.scale is not None or self.k > 1:
             return pairs
-        return pairs.where(pairs.score >= best[pairs.row, -1])
+        dim = vectors.shape[1]
+        step = max(1, SIEVED // dim)
+        away = torch.cat(
+            [
+                torch.linalg.vector_norm(
+                    vectors[row].to(self.judge.precision).sub_(self.judge.codes[code]), dim=-1
+                )
+                for row, code in zip(pairs.row.split(step), pairs.code.split(step), strict=True)
+            ]
+        )
+        error = (dim + 8) * 2.0**-24 * away + UNDERFLOW
+        nearest = away.new_full((len(vectors),), torch.inf)
+        nearest.scatter_reduce_(0, pairs.row, away + error, "amin")
+        return pairs.where(away - error <= nearest[pairs.row])
 
     def _leave_out_copies(self) -> bool:
         """Collapsed codebooks hold many equal codes, every one a tie for every vector."""

@@ -27,6 +27,7 @@ class Judge:
         self.codes = codes
         self.metric = metric
         self.frame = Frame.of(codes, metric, shift_codes=True, scaled=True)
+        self.precision = torch.float64 if codes.dtype == torch.float64 else torch.float32
         self.centre = self.frame.centre.to(wide(codes.device))
         # A few codes tell enough of the spread, since both comparisons are fine enough.
         self.limit = REMOTE * (codes[:SAMPLE] - self.centre).abs().amax()

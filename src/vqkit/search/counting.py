@@ -84,9 +84,12 @@ def _sums(vectors: Tensor, flat: Tensor, counts: Tensor) -> Tensor:
 def _sums_in_any_order(vectors: Tensor, flat: Tensor, size: int) -> Tensor:
     """Sum on a device whose additions come in any order, to the same bits: see `search.sums`."""
     dtype = wide(vectors.device)
+    if dtype != torch.float64:  # float32 has no room for a grid
+        sums = torch.zeros(size, vectors.shape[1], dtype=dtype, device=vectors.device)
+        return sums.index_put_((flat,), vectors.to(dtype), accumulate=True)
     exponent = torch.frexp(vectors.abs().amax().float()).exponent if vectors.numel() else 0
     # As in `sum_grid`, but computed on the device.
-    bits = exponent + max(len(vectors), 1).bit_length() - (52 if dtype == torch.float64 else 23)
+    bits = exponent + max(len(vectors), 1).bit_length() - 52
     one = torch.ones((), dtype=dtype, device=vectors.device)
     grid = torch.ldexp(one, torch.as_tensor(bits, device=vectors.device).clamp(-1022, 1000))
     whole = (vectors.to(dtype) / grid).round_()

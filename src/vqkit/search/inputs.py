@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Metric = Literal["l2", "cosine", "dot"]
+MOST = 2.0**500
+"""Largest float64 value whose squares can be added up."""
 ROWS_LOOKED_AT = 2**14
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
 
@@ -62,6 +65,14 @@ def checked(vectors: Tensor, codes: Tensor, metric: str) -> Inputs:
     vectors, codes = vectors.detach(), codes.detach()
     require_finite("vectors", vectors)
     require_finite("codes", codes)
+    for name, tensor in (("vectors", vectors), ("codes", codes)):
+        if tensor.dtype == torch.float64 and tensor.device.type == "cpu" and tensor.numel():
+            largest = float(tensor.abs().amax())
+            if largest > MOST:
+                raise ValueError(
+                    f"{name}: holds {largest:.3g}, whose square float64 cannot hold; scale vectors "
+                    "and codes down together"
+                )
     if not grouped:
         vectors, codes = vectors[None], codes[None]
     return Inputs(vectors, codes, grouped)

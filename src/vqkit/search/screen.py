@@ -37,7 +37,7 @@ FLOAT32, TF32, BF16 = 2.0**-24, 2.0**-11, 1.01 * 2.0**-8
 LOWEST = -3.0e38
 """Bias of rows of padding: no score reaches it."""
 COLUMNS = 4
-"""Further columns in bf16: three of the bias, and one that keeps rows at whole words."""
+"""Further columns in bf16: three of the bias, and one of an offset of the vector."""
 FAR = 16
 """The longest code is so many times as long as the median where some must be far away."""
 LONG = 2.0**60
@@ -58,6 +58,7 @@ class Screen:
         self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * len(ids)), 1)
         self.num_rows = padded[self.members]
         self.width = min(width, self.num_rows)
+        self._share, self.all_short = 0.0, False
         self._set_frame(judge.frame if kept is None else self._own_frame(ids))
         self._arrange(ids)
         self._fill()
@@ -137,6 +138,7 @@ class Screen:
             for column in range(dim, dim + 3):
                 self.table[:, column] = rest
                 rest = rest - self.table[:, column].float()
+            self.table[:, dim + 3] = 1.0
         elif held:
             self.table[:, dim] = self.bias
 
@@ -171,6 +173,7 @@ class Screen:
             factors[:, :dim] = points
         length = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
         weight = self._weight(points, length, factors)
+        offset = self._offset(length, factors)
         adding, judging = (dim + 8) * FLOAT32, (dim + 4) * 2.0**-50
         if self.bf16:
             error = points - factors[:, :dim]
@@ -188,7 +191,7 @@ class Screen:
             (adding + allowed + 2 * judging) * length + rounded,
             of_errors,
             (adding + allowed + 2 * judging) * weight,
-            far + dim * 4 * torch.finfo(torch.float32).tiny,  # underflow
+            far + adding * offset.abs() + dim * 4 * torch.finfo(torch.float32).tiny,  # underflow
         ]
         # The product with `bounds` may itself be rounded to bf16, if the user allows it.
         coefficients = 1.02 * torch.cat(slack, 1)
@@ -221,7 +224,8 @@ class Screen:
         factors[:, dim:] = 1.0
         short = length < LONG
         weight = torch.ones_like(length)
-        if self.judge.metric != "l2" or (points.device.type == "cpu" and bool(short.all())):
+        self.all_short = self.judge.metric == "l2" and bool(short.all())
+        if self.judge.metric != "l2" or self.all_short:
             return weight
         exponent = torch.frexp(points.abs().amax(-1, keepdim=True)).exponent
         weight = power_of_two(-exponent, torch.float32).where(~short, 1.0)
@@ -230,6 +234,25 @@ class Screen:
             points *= weight
         length.copy_(torch.linalg.vector_norm(points, dim=-1, keepdim=True))
         return weight
+
+    def _offset(self, length: Tensor, factors: Tensor) -> Tensor:
+        """Bring the best scores near zero, where bf16 is finest, by the last column (n, 1).
+
+        They are guessed as a share of |z|^2 / 2, which `learn` took from the vectors before.
+        """
+        if not self.bf16 or not self.all_short:
+            if self.bf16:
+                factors[:, -1] = 0.0
+            return torch.zeros_like(length)
+        factors[:, -1:] = length.square() * (-self._share / 2)
+        self._halves = length.square() / 2
+        return factors[:, -1:].float()
+
+    def learn(self, best: Tensor, factors: Tensor) -> None:
+        """Take from the best scores (n, 1) of a block what `_offset` shall guess for the next."""
+        if self.bf16 and self.all_short:
+            share = ((best - factors[:, -1:].float()) / self._halves).nanmedian()
+            self._share = float(share.nan_to_num(0.0, 0.0, 0.0).clamp(-4, 1))
 
     def _points(self, vectors: Tensor, out: Tensor | None) -> Tensor:
         """Bring vectors (n, D) into the frame, as float32, in `out` if it is given."""

@@ -3,7 +3,7 @@
 Values rounded to multiples of a power of two add up exactly in float64 as long as every partial sum
 has at most 53 bits. So atomic additions, reductions over processes and streams over shards all give
 the same bits, and a sum of float32 values loses nothing that float32 arithmetic would have kept:
-with 16 million values the grid is 2^-29 of the largest one.
+with 16 million values the grid is 2^-27 of the largest one or finer.
 
 Legend: N vectors, K codes, D dim.
 """
