@@ -2,7 +2,8 @@
 
 For every dim a small tokenizer (VQ-EMA, 1,024 codes, stride 4) is trained on the photographs; its
 vectors are what its quantizer gets for the middle of each photograph, its codes are k-means centres
-of those vectors, as VQGAN-LC makes large codebooks. Kept in a folder, since this takes minutes.
+of those vectors, as VQGAN-LC makes large codebooks (the largest are other vectors, as drawn). Kept
+in a folder, since this takes minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vqkit.training import train
 STEPS = 300
 SIZE = 256
 ITERATIONS, LARGE = 2, 2**24
-"""Iterations of k-means; one for codebooks of more numbers than that."""
+"""Iterations of k-means; codebooks of more numbers than that are drawn vectors."""
 
 
 def real_case(photos: Path, keep: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -34,11 +35,13 @@ def real_case(photos: Path, keep: Path, shape: tuple[int, int, int]) -> tuple[Te
     if len(vectors) < num_vectors or len(vectors) < num_codes:
         raise SystemExit(f"{photos}: {len(vectors)} vectors are too few; add photographs")
     sample = vectors[: max(2 * num_codes, 2**16)]
-    iterations = 1 if num_codes * dim > LARGE else ITERATIONS
-    codes = _kept(
-        keep / f"codes_{num_codes}_{dim}.pt",
-        lambda: kmeans(sample, num_codes, init="random", iterations=iterations).centres,
-    )
+    if num_codes * dim > LARGE:
+        codes = vectors[-num_codes:].clone()
+    else:
+        codes = _kept(
+            keep / f"codes_{num_codes}_{dim}.pt",
+            lambda: kmeans(sample, num_codes, init="random", iterations=ITERATIONS).centres,
+        )
     # Every so-manieth vector: neighbours in an image are alike.
     return vectors[:: len(vectors) // num_vectors][:num_vectors].contiguous(), codes
 

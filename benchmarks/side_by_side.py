@@ -136,7 +136,8 @@ class Page:
     """A dated result page in markdown; what is added is printed at once."""
 
     def __init__(self, title: str, about: str) -> None:
-        command = " ".join(["python", Path(sys.argv[0]).name, *map(shlex.quote, sys.argv[1:])])
+        words = [_without_path(word) for word in sys.argv[1:]]
+        command = " ".join(["python", Path(sys.argv[0]).name, *map(shlex.quote, words)])
         self.parts: list[str] = []
         self.text(f"# {title}")
         self.text(about.strip())
@@ -162,6 +163,11 @@ class Page:
         beside = path.with_name(path.name + ".part")
         beside.write_text("\n".join(self.parts), encoding="utf-8")
         beside.replace(path)
+
+
+def _without_path(word: str) -> str:
+    """Leave of an absolute path its last part: where things lie on a machine says nothing."""
+    return Path(word).name.upper() if Path(word).is_absolute() else word
 
 
 def _cell(value: object) -> str:

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
-from search_reference import BACKENDS, random_pair, reference_scores
+from search_reference import BACKENDS, random_case, random_pair, reference_scores
 
-from vqkit.search import blocked, nearest, nearest_k, nearest_with_scores
+from vqkit.search import nearest, nearest_k, nearest_with_scores
+from vqkit.search.candidates import Judge
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -124,17 +125,28 @@ def test_screen_tells_nearly_equal_codes_apart(metric, monkeypatch):
     codes = torch.randn(32, generator=source) + torch.randn(900, 32, generator=source) / 100
     vectors = torch.randn(200, 32, generator=source) / 100
     compared = 0
-    exact = blocked.closeness
+    exact = Judge.closeness
 
-    def counting(vectors, codes, rows, ids, metric):
+    def counting(self, vectors, row, code):
         nonlocal compared
-        compared += len(ids)
-        return exact(vectors, codes, rows, ids, metric)
+        compared += len(row)
+        return exact(self, vectors, row, code)
 
-    monkeypatch.setattr(blocked, "closeness", counting)
+    monkeypatch.setattr(Judge, "closeness", counting)
     ids = nearest(vectors, codes, metric, backend="torch")
     assert compared < 4 * len(vectors)
     wide = codes.double() if metric != "cosine" else torch.nn.functional.normalize(codes.double())
     z = vectors.double()
     score = -torch.cdist(z, wide) if metric == "l2" else z @ wide.T
     assert torch.equal(ids, score.argmax(1))
+
+
+@pytest.mark.parametrize(("seed", "metric"), [(797558, "cosine"), (5171110, "cosine"), (5, "dot")])
+def test_strides_of_codes_decide_no_tie(seed, metric):
+    """Directions that tie in all digits: the mean must not depend on the layout of the codes."""
+    vectors, codes = random_case(seed).pair()
+    turned, straight = codes.T.contiguous().T, codes.contiguous()
+    for backend in ("torch", "bf16"):
+        ids = nearest(vectors, straight, metric, backend=backend)
+        assert torch.equal(nearest(vectors, turned, metric, backend=backend), ids)
+        assert torch.equal(nearest(vectors[None], turned[None], metric, backend=backend)[0], ids)

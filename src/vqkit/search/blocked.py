@@ -190,11 +190,10 @@ class _Search:
             return pairs
         dim = vectors.shape[1]
         step = max(1, SIEVED // dim)
+        kind = torch.promote_types(self.judge.precision, vectors.dtype)
         away = torch.cat(
             [
-                torch.linalg.vector_norm(
-                    vectors[row].to(self.judge.precision).sub_(self.judge.codes[code]), dim=-1
-                )
+                torch.linalg.vector_norm(vectors[row].to(kind).sub_(self.judge.codes[code]), dim=-1)
                 for row, code in zip(pairs.row.split(step), pairs.code.split(step), strict=True)
             ]
         )

@@ -4,7 +4,8 @@ Every search is exact and keeps at most a constant block of scores. The winner i
 vector and the codebook only: batch size, block size and the number of processes never matter. Codes
 with bitwise equal values go to the lowest id. Two codes whose squared distances differ by less than
 `NEAR_TIE * (|z|^2 + |c|^2)`, both measured from the mean code, are a near tie, which another
-backend, device, thread count or library version may decide differently (`torch` and `bf16` decide it in float64).
+backend, device, thread count or library version may decide differently (`torch` and `bf16` decide
+it in float64).
 
 The rule, which looks at the codes, the metric and the machine and never at the number of vectors
 (an id must not depend on its batch), measured on the page of `benchmarks/search.py`:

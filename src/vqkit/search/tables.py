@@ -18,6 +18,8 @@ from torch import Tensor
 from vqkit.search.exact import CHUNK_ELEMENTS, fold_sum, power_of_two, wide
 from vqkit.search.inputs import Metric
 
+PIECE = 2**15
+"""Elements up to which torch stays on one thread."""
 MODEST = 40
 """Codes between 2^-MODEST and 2^MODEST are taken as they are."""
 
@@ -58,7 +60,7 @@ class Frame:
         else:
             centre = torch.zeros(codes.shape[1], dtype=wide(codes.device), device=codes.device)
             for part in codes.split(_step(codes)) if metric == "l2" or shift_codes else ():
-                wider = part.to(centre.dtype)
+                wider = part.to(centre.dtype).contiguous()
                 centre += (unit_length(wider) if metric == "cosine" else wider).sum(0)
             centre = (centre / len(codes)).to(dtype)
         return cls(metric, centre, scale if scaled and metric != "cosine" else None)
@@ -112,7 +114,8 @@ class Frame:
 
 def mean_code(codes: Tensor) -> Tensor:
     """Average codes (K, D) -> (D,): a function of their values, not of their strides."""
-    parts = [part.contiguous().sum(0) for part in codes.split(_step(codes))]
+    step = max(1, PIECE // codes.shape[1])
+    parts = [part.contiguous().sum(0) for part in codes.split(step)]
     return torch.stack(parts).sum(0).div_(len(codes)) if len(parts) > 1 else parts[0] / len(codes)
 
 
