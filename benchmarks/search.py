@@ -253,6 +253,8 @@ def main() -> None:
             cases.append(("real x 10", 10 * z, 10 * codes))
             cases.append(("real + 100", z + 100, codes + 100))
         search_table(page, cases, args.pairs, args.slow)
+        if args.page is not None:
+            page.write(args.page)  # what there is, should the rest be stopped
     page.text("## Counts and sums per code")
     count_table(page, args.pairs, args.quick)
     page.text("## The other searches")
