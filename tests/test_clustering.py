@@ -255,6 +255,46 @@ def test_seeding_follows_squared_distances():
         assert abs(drawn[row] - 400 * share) < 3 * math.sqrt(400 * share * (1 - share))
 
 
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**64])
+@pytest.mark.parametrize("num_clusters", [20, 300])  # one by one, and in rounds
+def test_seeding_knows_no_scale(scale, num_clusters, generator):
+    """Squares of such values are 0 or infinite in float32."""
+    vectors, _ = blobs(generator)
+    options = {"init": "k-means++", "iterations": 1}
+    normal_sized = silent(vectors, num_clusters, **options)
+    scaled = silent(vectors * scale, num_clusters, **options)
+    inertia = scaled.report.inertia / scale**2
+    assert inertia == pytest.approx(normal_sized.report.inertia, rel=1e-3)
+
+
+def test_an_outlier_that_would_hide_the_others_is_named(generator):
+    vectors = normal(generator, 3000, 20)
+    vectors[1234, 2] = -1e12
+    with pytest.raises(ValueError, match=r"row 1234 holds 1e\+12 .* differ by about \d"):
+        silent(vectors, 5, block_rows=500)
+    with pytest.raises(ValueError, match="group 3: vectors: row 1234 holds"):
+        silent(vectors, 2, groups=torch.full((3000,), 3), algorithm="minibatch")
+    vectors[1234, 2] = -1e7
+    found = silent(vectors, 5, iterations=30)
+    others = torch.arange(3000) != 1234
+    alone = silent(vectors[others], 4, iterations=30)
+    inertia = final_inertia(vectors[others], found.centres)
+    assert inertia < 1.2 * final_inertia(vectors[others], alone.centres)
+    silent(torch.cat([torch.zeros(900, 20), vectors[:5]]), 3)  # most vectors are alike
+
+
+def test_repairs_without_effect_end(generator):
+    """The grid cuts off what little rows have beside large ones, so centres miss them a bit."""
+    vectors = torch.cat([torch.full((40, 1), 1e7), torch.full((40, 1), -1e7)])
+    vectors = torch.cat([vectors, torch.tensor([[1.23456789e-5]] * 4)])
+    start = torch.tensor([[1e7], [-1e7], [0.0], [5e8]])
+    found = silent(vectors, 4, init=start, iterations=40)
+    assert found.report.converged
+    assert len(found.report.iterations) < 6
+    assert found.report.unused == 1
+    assert int(found.sizes.sum()) == len(vectors)
+
+
 def test_tolerance_stops_early(generator):
     vectors = normal(generator, 2000, 8)
     full = silent(vectors, 50, iterations=60)
@@ -343,6 +383,9 @@ def test_rows_are_drawn_evenly():
     assert 60 < float(((hits - 200) ** 2 / 180).sum()) < 145
 
 
+HALVES = torch.arange(10) % 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -353,7 +396,31 @@ def test_rows_are_drawn_evenly():
         ({"spam": 3}, "spam=3: settings are num_clusters"),
         ({"iterations": 0}, "iterations=0"),
         ({"algorithm": "elkan"}, "algorithm='elkan': expected one of 'lloyd', 'minibatch'"),
-        ({"init": "kmeans++"}, "init='kmeans"),
+        (
+            {"init": "kmeans++"},
+            "init='kmeans++': expected one of 'random', 'k-means++', or the first centres (K, D)",
+        ),
+        ({"init": [[1.0], [2.0, 3.0]]}, "need floating point centres (K, 4)"),
+        ({"init": ["a", "b"]}, "need floating point centres (K, 4)"),
+        ({"init": torch.full((2, 4), 1e300, dtype=torch.float64)}, "init: holds values"),
+        ({"init": np.ma.zeros((2, 4))}, "init: is a masked array"),
+        ({"groups": np.ma.zeros(10, int)}, "groups: is a masked array"),
+        ({"groups": {0: [1]}}, "groups: type object: need whole numbers"),
+        ({"groups": ["a"] * 10}, "need whole numbers"),
+        ({"num_clusters": 2.0}, "num_clusters=2.0: must be one whole number"),
+        ({"num_clusters": True}, "num_clusters=True: must be a whole number"),
+        ({"num_clusters": "2", "groups": HALVES}, "num_clusters='2': need a whole number"),
+        ({"num_clusters": 2.0, "groups": HALVES}, "num_clusters=2.0: need a whole number"),
+        ({"num_clusters": {0: 2, 1: 2}, "groups": HALVES}, "num_clusters={0: 2, 1: 2}: need"),
+        ({"num_clusters": [2, 0], "groups": HALVES}, "num_clusters=0: need a whole number of at"),
+        ({"num_clusters": [2, 1.5], "groups": HALVES}, "num_clusters=1.5: need a whole number"),
+        ({"tolerance": "0.1"}, "tolerance='0.1': must be a number in [0, 1)"),
+        ({"tolerance": None}, "tolerance=None: must be a number"),
+        ({"tolerance": math.nan}, "tolerance=nan"),
+        ({"save_seconds": "1"}, "save_seconds='1': must be a number"),
+        ({"seed": 2**63}, "must be a whole number below 2^63"),
+        ({"seed": 1.0}, "seed=1.0: must be a whole number"),
+        ({"iterations": 2.5}, "iterations=2.5: must be a whole number"),
         ({"init": "given"}, "pass the first centres themselves"),
         ({"init": torch.zeros(3, 2)}, "init=(3, 2)"),
         ({"init": torch.zeros(3, 4)}, "init: 3 centres: need 2"),
@@ -389,12 +456,40 @@ def test_bad_arguments_are_named(options, message):
         (np.zeros((10, 3), np.int32), "type int32"),
         ([[1.0]], "list holds no vectors"),
         (torch.zeros(0, 3), "there are only 0 vectors"),
+        (np.ma.zeros((10, 3)), "vectors: is a masked array"),
     ],
 )
 def test_what_is_no_vectors_is_refused(vectors, message):
     with pytest.raises(ValueError) as error:
         silent(vectors, 1)
     assert message in str(error.value)
+
+
+def test_no_vectors_in_no_groups():
+    with pytest.raises(ValueError, match="there are only 0 vectors"):
+        silent(torch.zeros(0, 3), 1, groups=torch.zeros(0).long())
+
+
+def test_numbers_of_numpy_are_numbers(generator):
+    vectors = normal(generator, 300, 3)
+    plain = silent(vectors, 4, iterations=3, seed=2, tolerance=0.25)
+    theirs = silent(
+        vectors, np.int64(4), iterations=np.int32(3), seed=np.uint8(2), tolerance=np.float32(0.25)
+    )
+    assert bits(theirs) == bits(plain)
+    labels = torch.arange(300) % 2
+    by_group = bits(silent(vectors, [4, 5], groups=labels))
+    assert bits(silent(vectors, np.array([4, 5]), groups=labels.tolist())) == by_group
+    assert bits(silent(vectors, torch.tensor([4, 5]), groups=labels)) == by_group
+    assert bits(silent(vectors, (np.int32(4), 5), groups=labels)) == by_group
+
+
+def test_first_centres_may_be_lists(generator):
+    vectors = normal(generator, 300, 3)
+    start = vectors[:4]
+    expected = bits(silent(vectors, 4, init=start))
+    assert bits(silent(vectors, 4, init=start.tolist())) == expected
+    assert bits(silent(vectors, 4, init=start.numpy()[::-1][::-1])) == expected
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -467,6 +562,8 @@ def test_summary_states_the_facts(generator):
     assert lines[0].startswith("300 vectors, 4 centres, 3 iterations")
     assert len(lines) == 3 + 3
     assert found.report.to_json()["iterations"][0]["moved"] == 1.0
+    batches = silent(normal(generator, 300, 2), 4, iterations=3, algorithm="minibatch")
+    assert batches.summary().splitlines()[1].startswith("vectors in each mean, over all batches: ")
 
 
 def test_progress_tells_the_time_left():

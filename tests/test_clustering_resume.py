@@ -132,12 +132,35 @@ def test_finished_is_returned_as_it_is(tmp_path, monkeypatch):
     assert again.report == first.report  # seconds too
 
 
-def test_more_iterations_go_on_and_fewer_are_refused(tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_more_iterations_go_on_and_fewer_are_refused(case, tmp_path):
     state = tmp_path / "state.safetensors"
-    run("lloyd", tmp_path, state, iterations=4)
-    assert facts(run("lloyd", tmp_path, state)) == facts(run("lloyd", tmp_path))
-    with pytest.raises(ValueError, match=r"iterations=3: state=.* has done 12 already"):
-        run("lloyd", tmp_path, state, iterations=3)
+    run(case, tmp_path, state, iterations=4)
+    assert facts(run(case, tmp_path, state)) == facts(run(case, tmp_path))
+    with pytest.raises(ValueError, match=r"iterations=3: state=.* has done \d+ already"):
+        run(case, tmp_path, state, iterations=3)
+
+
+def test_groups_that_are_done_are_not_done_again(tmp_path, monkeypatch):
+    from vqkit.clustering.groups import GroupRun
+
+    state = tmp_path / "state.safetensors"
+    short = run("groups", tmp_path, state, iterations=5)
+    started = []
+    cluster = GroupRun._cluster
+
+    def counted(self, sources, group, work):
+        started.append(group)
+        return cluster(self, sources, group, work)
+
+    monkeypatch.setattr(GroupRun, "_cluster", counted)
+    assert facts(run("groups", tmp_path, state, iterations=5)) == facts(short)
+    assert not started
+    run("groups", tmp_path, state, iterations=300)
+    assert len(started) == len(set(started)) > 0
+    started.clear()
+    assert run("groups", tmp_path, state, iterations=400).report.converged
+    assert not started
 
 
 @pytest.mark.parametrize(
@@ -191,7 +214,7 @@ def test_damaged_states_are_refused(case, tmp_path):
     source = np.random.default_rng(0)
     for _ in range(60):
         state.write_bytes(damaged(content, source))
-        with pytest.raises(ValueError, match=r"state=.*delete it to begin again"):
+        with pytest.raises(ValueError, match=r"state=.* (delete it to begin|choose another path)"):
             run(case, tmp_path, state)
     state.write_bytes(content)
     assert facts(run(case, tmp_path, state)) == expected
@@ -203,6 +226,19 @@ def test_a_safetensors_file_of_something_else_is_refused(tmp_path):
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="no state of a clustering"):
         run("lloyd", tmp_path, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"# Notes\n", b"\x00" * 500])
+def test_what_is_no_state_is_never_to_be_deleted(content, tmp_path):
+    path = tmp_path / "mine"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no state of a clustering; choose another") as error:
+        run("lloyd", tmp_path, path)
+    assert "delete" not in str(error.value)
+    assert path.is_dir() if content is None else path.read_bytes() == content
 
 
 def test_a_full_disk_leaves_the_older_state_whole(tmp_path, monkeypatch):

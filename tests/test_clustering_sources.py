@@ -85,6 +85,13 @@ def test_every_storage_gives_the_same_bits(dtype, options, vectors, tmp_path):
         assert bits(found) == expected
 
 
+def test_a_source_that_lacks_something_is_refused(vectors):
+    source = Counting(vectors)
+    del source.dtype
+    with pytest.raises(ValueError, match="vectors: Counting: a VectorSource has dtype too"):
+        silent(source, 4)
+
+
 def test_one_pass_for_each_iteration_and_one_before(vectors):
     source = Counting(vectors)
     found = silent(source, 20, iterations=5)

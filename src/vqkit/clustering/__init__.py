@@ -1,7 +1,7 @@
 """k-means on vectors: in memory, memory-mapped or in shards larger than memory.
 
-`kmeans` returns centres, sizes and a report; the result does not depend on blocks, shards, threads
-or the number of processes, and a killed run continues bit for bit.
+`kmeans` returns centres, sizes and a report; the result does not depend on blocks, shards or
+the number of processes, and a killed run continues bit for bit.
 """
 
 from vqkit.clustering.kmeans import kmeans

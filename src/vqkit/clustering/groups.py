@@ -12,6 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +50,8 @@ class Groups:
         """Sort rows by their labels (N,).
 
         Raises:
-            ValueError: not one whole number per vector, not one K per group, or a group with fewer
-                vectors than centres.
+            ValueError: not one whole number per vector, not one K of at least 1 per group, or a
+                group with fewer vectors than centres.
         """
         whole = not labels.is_floating_point() and labels.dtype != torch.bool
         require(
@@ -57,23 +60,15 @@ class Groups:
             f"need a whole number for each of the {num_vectors:,} vectors",
         )
         found, inverse, sizes = labels.long().cpu().unique(return_inverse=True, return_counts=True)
-        if isinstance(num_clusters, int):
-            centres = torch.full_like(sizes, num_clusters)
-        else:
+        wanted = _one_each(num_clusters, len(found))
+        for label, size, count in zip(found.tolist(), sizes.tolist(), wanted, strict=True):
             require(
-                len(num_clusters) == len(found),
-                f"num_clusters: {len(num_clusters)} numbers",
-                f"there are {len(found)} groups; give one number, or one for each group",
+                count <= size,
+                f"num_clusters={count}",
+                f"group {label} has only {size:,} vectors; ask for fewer centres, or leave the "
+                "group out",
             )
-            centres = torch.tensor(list(num_clusters))
-        short = (sizes < centres).nonzero()
-        if len(short):
-            group = int(short[0])
-            raise ValueError(
-                f"num_clusters={int(centres[group])}: group {int(found[group])} has only "
-                f"{int(sizes[group]):,} vectors; ask for fewer centres, or leave the group out"
-            )
-        return cls(found, inverse.argsort(stable=True), sizes, centres)
+        return cls(found, inverse.argsort(stable=True), sizes, torch.tensor(wanted))
 
     def fingerprint(self) -> str:
         """Return a hash of rows, labels and numbers of centres."""
@@ -124,11 +119,12 @@ class Groups:
 class GroupRun:
     """Results of the groups so far."""
 
-    def __init__(self, groups: Groups, state: State | None) -> None:
+    def __init__(self, groups: Groups, state: State | None, iterations: int) -> None:
+        """Begin, or continue a state: groups that had too few `iterations` are done again."""
         self.groups = groups
         self.results: dict[int, Clustering] = {}
         if state is not None:
-            self._restore(state)
+            self._restore(state, iterations)
 
     def advance(
         self,
@@ -143,21 +139,29 @@ class GroupRun:
         """
         for batch in self.groups.batches(source.dim * source.dtype.itemsize):
             missing = [group for group in batch if group not in self.results]
-            mine = self.groups.split(source, missing[processes.rank :: processes.size])
+            mine = missing[processes.rank :: processes.size]
+            sources = processes.agreed(partial(self.groups.split, source, mine))
             for first in range(0, len(missing), processes.size):
                 together = missing[first : first + processes.size]
-                outcome: Clustering | ValueError | None = None
-                if processes.rank < len(together):
-                    group = together[processes.rank]
-                    try:
-                        outcome = on_cpu(cluster(mine.pop(group), group))
-                    except ValueError as error:
-                        outcome = ValueError(f"group {int(self.groups.labels[group])}: {error}")
-                for group, found in zip(together, processes.gather(outcome), strict=False):
-                    if isinstance(found, ValueError):
-                        raise found
-                    self.results[group] = found
+                group = together[processes.rank] if processes.rank < len(together) else None
+                outcome = processes.agreed(partial(self._cluster, sources, group, cluster))
+                for ready, found in zip(together, processes.gather(outcome), strict=False):
+                    self.results[ready] = found
                 yield int(self.groups.sizes[together].sum())
+
+    def _cluster(
+        self,
+        sources: dict[int, VectorSource],
+        group: int | None,
+        cluster: Callable[[VectorSource, int], Clustering],
+    ) -> Clustering | None:
+        """Do one group and let go of its vectors; None if there is none left for this process."""
+        if group is None:
+            return None
+        try:
+            return on_cpu(cluster(sources.pop(group), group))
+        except ValueError as error:
+            raise ValueError(f"group {int(self.groups.labels[group])}: {error}") from error
 
     def state(self) -> State:
         """Return the results as a state."""
@@ -171,7 +175,7 @@ class GroupRun:
         }
         return State(tensors, {"reports": [asdict(c.report) for c in found]})
 
-    def _restore(self, state: State) -> None:
+    def _restore(self, state: State, allowed: int) -> None:
         done = state.tensors["groups"].tolist()
         counts = self.groups.centres[done].tolist()
         flat, sizes = state.tensors["centres"], state.tensors["sizes"]
@@ -181,7 +185,8 @@ class GroupRun:
         ):
             iterations = tuple(Iteration(**iteration) for iteration in values["iterations"])
             report = Report(**{**values, "iterations": iterations})
-            self.results[group] = Clustering(part.clone(), size.clone(), report)
+            if report.converged or len(report.iterations) >= allowed:
+                self.results[group] = Clustering(part.clone(), size.clone(), report)
 
     @property
     def num_done(self) -> int:
@@ -197,6 +202,28 @@ class GroupRun:
             _joined([c.report for c in found]),
             self.groups.labels.repeat_interleave(self.groups.centres).to(device),
         )
+
+
+def _one_each(num_clusters: Any, num_groups: int) -> list[int]:
+    """Return K of every group, of one number for all or of one for each."""
+    if isinstance(num_clusters, Tensor | np.ndarray):
+        num_clusters = num_clusters.tolist()
+    if isinstance(num_clusters, Integral):
+        num_clusters = [num_clusters] * num_groups
+    several = isinstance(num_clusters, Sequence) and not isinstance(num_clusters, str | bytes)
+    wanted: list[Any] = list(num_clusters) if several else [num_clusters]
+    for count in wanted:
+        require(
+            isinstance(count, Integral) and not isinstance(count, bool) and int(count) >= 1,
+            f"num_clusters={count!r}",
+            "need a whole number of at least 1, or a list with one for each group",
+        )
+    require(
+        len(wanted) == num_groups,
+        f"num_clusters: {len(wanted)} numbers",
+        f"there are {num_groups} groups; give one number, or one for each group",
+    )
+    return [int(count) for count in wanted]
 
 
 def _joined(reports: list[Report]) -> Report:

@@ -21,7 +21,7 @@ from vqkit.config import require
 
 @dataclass(slots=True)
 class Keeper:
-    """Saves the state of a run."""
+    """Saves the state of a run; the first process does it for all."""
 
     path: Path | None
     belongs: dict[str, Any]
@@ -30,15 +30,23 @@ class Keeper:
     """Seconds between two saves."""
     last: float
     """When the last one was, by time.monotonic()."""
-    first: bool = True
-    """Whether this is the first process: it saves for all."""
+    processes: Processes
     saved: int = -1
     """What was done when it was saved last."""
 
     def save(self, done: int, state: Callable[[], State], *, now: bool) -> None:
         """Write the state, unless it is too early or nothing was done since."""
+        if self.path is not None:
+            self.processes.agreed(lambda: self._write(done, state, now=now))
+
+    def rescue(self, done: int, state: Callable[[], State]) -> None:
+        """Write the state after an error or interrupt, when others may be anywhere."""
+        self._write(done, state, now=True)
+
+    def _write(self, done: int, state: Callable[[], State], *, now: bool) -> None:
         late = time.monotonic() - self.last >= self.every
-        if self.path is None or not self.first or self.saved == done or not (now or late):
+        first = self.processes.rank == 0
+        if self.path is None or not first or self.saved == done or not (now or late):
             return
         current = state()
         record = {**self.belongs, "step": done, **current.record}
@@ -53,8 +61,10 @@ def iterate(run: Run, keeper: Keeper) -> Clustering:
         while run.now.step < run.settings.iterations and not run.now.converged:
             run.advance()
             keeper.save(run.now.step, run.state, now=False)
-    finally:
         keeper.save(run.now.step, run.state, now=True)
+    except BaseException:
+        keeper.rescue(run.now.step, run.state)
+        raise
     return run.result()
 
 
@@ -64,23 +74,19 @@ def load(
     """Read the state on the first process and hand it to all, or the error."""
     if path is None:
         return None
-    found: State | ValueError | None = None
-    if processes.rank == 0:
-        try:
-            found = read_state(path)
-            if found is not None:
-                require(
-                    resume,
-                    "resume=False",
-                    f"{path} already holds a state; continue it with resume=True, or name another "
-                    "file",
-                )
-                check_belongs(path, found, belongs["settings"], belongs["data"])
-        except ValueError as error:
-            found = error
-    found = processes.gather(found)[0]
-    if isinstance(found, ValueError):
-        raise found
+
+    def read() -> State | None:
+        found = read_state(path) if processes.rank == 0 else None
+        if found is not None:
+            require(
+                resume,
+                "resume=False",
+                f"{path} already holds a state; continue it with resume=True, or name another file",
+            )
+            check_belongs(path, found, belongs["settings"], belongs["data"])
+        return found
+
+    found: State | None = processes.gather(processes.agreed(read))[0]
     return found
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,14 @@ from vqkit.clustering.progress import open_progress
 from vqkit.clustering.report import Clustering
 from vqkit.clustering.run import begin, resumed
 from vqkit.clustering.settings import KMeansSettings, make_settings
-from vqkit.clustering.sources import VectorSource, fingerprint, open_vectors, sample
+from vqkit.clustering.sources import (
+    VectorSource,
+    fingerprint,
+    open_vectors,
+    require_plain,
+    sample,
+)
+from vqkit.clustering.state import State
 from vqkit.clustering.survey import Share
 from vqkit.config import require
 
@@ -39,9 +48,9 @@ def kmeans(
 ) -> Clustering:
     """Find centres with a small sum of squared distances from every vector to its nearest one.
 
-    The result depends on the vectors, their order and the settings alone: not on blocks, shards,
-    threads, nor the number of processes. Under torch.distributed every process makes the same
-    call, works on its part of the rows and returns the same result.
+    The result depends on the vectors, their order and the settings alone, not on blocks, shards or
+    the number of processes. Under torch.distributed every process makes the same call, works on its
+    part of the rows and returns the same result.
 
     Args:
         vectors: (N, D) in memory (tensor or array, float16, bfloat16, float32 or float64), a
@@ -62,57 +71,94 @@ def kmeans(
         centres (K, D) float32 with their sizes, and the report of all iterations.
 
     Raises:
-        ValueError: K > N, values that are not finite (their place is named), an unknown setting
-            or column, shapes that do not fit, a damaged state or one of another clustering.
+        ValueError: K > N, values that are not finite or so large that sums hide how the others
+            differ (their place is named), an unknown setting or column, shapes that do not fit, a
+            damaged state or one of another clustering, processes whose calls differ. What goes
+            wrong in one process is raised by all.
         OSError: the state cannot be written.
     """
+    processes = together()
+    job = processes.agreed(lambda: _prepare(vectors, num_clusters, column, groups, state, settings))
+    same = {
+        f"{part}.{name}": value
+        for part, values in job.belongs.items()
+        for name, value in values.items()
+    }
+    processes.require_same({**same, "state": job.path is not None, "resume": resume})
+    saved = load(job.path, processes, job.belongs, resume=resume)
+    every = job.settings.save_seconds
+    keeper = Keeper(job.path, job.belongs, every, time.monotonic(), processes)
+    cluster = _whole if job.groups is None else _by_group
+    return cluster(job, keeper, saved, progress=progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A call whose arguments are checked."""
+
+    source: VectorSource
+    sample: Tensor
+    settings: KMeansSettings
+    start: Tensor | None
+    """Given centres of all groups."""
+    device: torch.device
+    groups: Groups | None = None
+    path: Path | None = None
+    belongs: dict[str, Any] = field(default_factory=dict)
+    """Settings and data, for the state."""
+
+
+def _prepare(
+    vectors: object,
+    num_clusters: Any,
+    column: str | None,
+    groups: Tensor | np.ndarray | str | None,
+    state: str | Path | None,
+    settings: dict[str, Any],
+) -> _Job:
+    """Check all arguments, and read the rows by which data are recognised."""
     source = open_vectors(vectors, column)
+    shape = f"vectors=({source.num_vectors}, {source.dim})"
+    require(source.num_vectors >= 1, shape, "there are only 0 vectors; pass at least one")
     start = _given(settings, source)
-    path = None if state is None else Path(state)
+    parts: Groups | None = None
+    most = num_clusters
     if groups is not None:
         parts = Groups.of(_labels(source, groups), source.num_vectors, num_clusters)
-        checked = make_settings(int(parts.centres.max()), settings)
-        _check_start(start, int(parts.centres.sum()))
-        return _by_group(source, parts, checked, start, path, resume=resume, progress=progress)
-    if not isinstance(num_clusters, int):
-        raise ValueError(
-            f"num_clusters={num_clusters!r}: must be one whole number; several are for groups=..."
-        )
-    checked = make_settings(num_clusters, settings)
-    _check_start(start, num_clusters)
-    return _whole(source, checked, start, together(), path, resume=resume, progress=progress)
-
-
-def _whole(
-    source: VectorSource,
-    settings: KMeansSettings,
-    start: Tensor | None,
-    processes: Processes,
-    path: Path | None,
-    *,
-    resume: bool,
-    progress: bool,
-) -> Clustering:
-    """Cluster all vectors of a source together."""
+        most = int(parts.centres.max())
     require(
-        settings.num_clusters <= source.num_vectors,
-        f"num_clusters={settings.num_clusters}",
+        isinstance(most, Integral),
+        f"num_clusters={num_clusters!r}",
+        "must be one whole number; several are for groups=...",
+    )
+    checked = make_settings(most, settings)
+    _check_start(start, checked.num_clusters if parts is None else int(parts.centres.sum()))
+    require(
+        checked.num_clusters <= source.num_vectors,
+        f"num_clusters={checked.num_clusters}",
         f"there are only {source.num_vectors:,} vectors; ask for fewer centres",
     )
-    device = _device(settings, source)
-    rows = sample(source)
-    belongs = {"settings": describe_settings(settings, start), "data": fingerprint(source, rows)}
-    saved = load(path, processes, belongs, resume=resume)
+    device, rows = _device(checked, source), sample(source)
+    described = describe_settings(checked, start)
+    if parts is not None:
+        described["groups"] = parts.fingerprint()
+    belongs = {"settings": described, "data": fingerprint(source, rows)}
+    path = None if state is None else Path(state)
+    return _Job(source, rows, checked, start, device, parts, path, belongs)
+
+
+def _whole(job: _Job, keeper: Keeper, saved: State | None, *, progress: bool) -> Clustering:
+    """Cluster all vectors of a source together."""
+    source, settings, processes = job.source, job.settings, keeper.processes
     lloyd = settings.algorithm == "lloyd"
     first, last = processes.share(source.num_vectors)
     of_iteration = last - first if lloyd else settings.batch(source.num_vectors)
     # The survey before the first iteration reads all vectors too.
     total = last - first + settings.iterations * of_iteration
     bar = open_progress(progress and processes.rank == 0, total)
-    share = Share(source, processes, settings.block(source.dim), device, bar.tick)
-    keeper = Keeper(path, belongs, settings.save_seconds, time.monotonic(), processes.rank == 0)
+    share = Share(source, processes, settings.block(source.dim), job.device, bar.tick)
     if saved is None:
-        run = begin(share, settings, start)
+        run = begin(share, settings, job.start, job.sample)
     else:
         run = resumed(share, settings, saved)
         keeper.saved = run.now.step
@@ -120,45 +166,32 @@ def _whole(
     return iterate(run, keeper)
 
 
-def _by_group(
-    source: VectorSource,
-    groups: Groups,
-    settings: KMeansSettings,
-    start: Tensor | None,
-    path: Path | None,
-    *,
-    resume: bool,
-    progress: bool,
-) -> Clustering:
-    """Cluster every group by itself; `start` are the first centres of all of them."""
-    processes = together()
-    rows = sample(source)
-    own_settings = describe_settings(settings, start)
-    own_settings["groups"] = groups.fingerprint()
-    # A group that is done does not go on, as a whole clustering does.
-    own_settings["iterations_of_groups"] = own_settings.pop("iterations")
-    belongs = {"settings": own_settings, "data": fingerprint(source, rows)}
-    saved = load(path, processes, belongs, resume=resume)
-    run = GroupRun(groups, saved)
-    bar = open_progress(progress and processes.rank == 0, source.num_vectors)
+def _by_group(job: _Job, keeper: Keeper, saved: State | None, *, progress: bool) -> Clustering:
+    """Cluster every group by itself."""
+    assert job.groups is not None, "this is called with groups"
+    groups, source = job.groups, job.source
+    run = GroupRun(groups, saved, job.settings.iterations)
+    bar = open_progress(progress and keeper.processes.rank == 0, source.num_vectors)
     bar.skip(run.num_done)
-    alone = Processes()
-    starts = None if start is None else start.split(groups.centres.tolist())
+    starts = None if job.start is None else job.start.split(groups.centres.tolist())
 
     def cluster(part: VectorSource, group: int) -> Clustering:
         given = None if starts is None else starts[group]
-        own = groups.settings(settings, group)
-        return _whole(part, own, given, alone, None, resume=True, progress=False)
+        own = groups.settings(job.settings, group)
+        alone = Keeper(None, {}, own.save_seconds, time.monotonic(), Processes())
+        mine = _Job(part, sample(part), own, given, job.device)
+        return _whole(mine, alone, None, progress=False)
 
-    keeper = Keeper(path, belongs, settings.save_seconds, time.monotonic(), processes.rank == 0)
     keeper.saved = len(run.results)
     try:
-        for done in run.advance(source, cluster, processes):
+        for done in run.advance(source, cluster, keeper.processes):
             bar.tick(done)
             keeper.save(len(run.results), run.state, now=False)
-    finally:
         keeper.save(len(run.results), run.state, now=True)
-    return run.result(_device(settings, source))
+    except BaseException:
+        keeper.rescue(len(run.results), run.state)
+        raise
+    return run.result(job.device)
 
 
 def _device(settings: KMeansSettings, source: VectorSource) -> torch.device:
@@ -183,6 +216,7 @@ def _labels(source: VectorSource, groups: Tensor | np.ndarray | str) -> Tensor:
         return source.column(groups)
     if isinstance(groups, Tensor):
         return groups
+    require_plain(groups, "groups")
     array = np.asarray(groups)
     require(
         array.dtype.kind in "iu",
@@ -195,10 +229,18 @@ def _labels(source: VectorSource, groups: Tensor | np.ndarray | str) -> Tensor:
 def _given(settings: dict[str, Any], source: VectorSource) -> Tensor | None:
     """Take given centres (K, D) out of `settings`, and leave the word."""
     init = settings.get("init")
-    if isinstance(init, np.ndarray):
-        init = torch.from_numpy(np.ascontiguousarray(init))
+    require_plain(init, "init")
+    if isinstance(init, list | tuple | np.ndarray):
+        try:
+            kind = None if isinstance(init, np.ndarray) else np.float64
+            init = torch.from_numpy(np.array(init, kind, order="C"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"init: {error}; need floating point centres (K, {source.dim})"
+            ) from error
     if not isinstance(init, Tensor):
-        require(init != "given", "init='given'", "pass the first centres themselves, (K, D)")
+        named = isinstance(init, str) and init == "given"
+        require(not named, "init='given'", "pass the first centres themselves, (K, D)")
         return None
     settings["init"] = "given"
     require(
@@ -206,8 +248,10 @@ def _given(settings: dict[str, Any], source: VectorSource) -> Tensor | None:
         f"init={tuple(init.shape)} of {init.dtype}",
         f"need floating point centres (K, {source.dim})",
     )
-    require(bool(init.isfinite().all()), "init", "holds values that are not finite; leave them out")
-    return init.detach().float()
+    centres = init.detach().float()
+    finite = bool(centres.isfinite().all())
+    require(finite, "init", "holds values that are not finite in float32; leave them out")
+    return centres
 
 
 def _check_start(start: Tensor | None, num_centres: int) -> None:

@@ -94,15 +94,19 @@ def assign(
     sums = torch.zeros(num_centres, dim, dtype=torch.float64, device=centres.device)
     moved = torch.zeros(1, dtype=torch.int64, device=centres.device)
     squares = torch.zeros(2, dtype=torch.float64, device=centres.device)
-    for start, vectors in share.vectors():
-        found = nearest(vectors, centres)
-        former = ids[start - share.start : start - share.start + len(vectors)]
-        moved += (found != former).sum()
-        former.copy_(found)
-        counts += torch.bincount(found, minlength=num_centres)
-        sums += code_sums(vectors, found, num_centres, scale.grid)
-        if measure:
-            squares += energy(vectors, scale.middle, scale.square_grids)
+
+    def read() -> None:
+        for start, vectors in share.vectors():
+            found = nearest(vectors, centres)
+            former = ids[start - share.start : start - share.start + len(vectors)]
+            moved.add_((found != former).sum())
+            former.copy_(found)
+            counts.add_(torch.bincount(found, minlength=num_centres))
+            code_sums(vectors, found, num_centres, scale.grid, into=sums)
+            if measure:
+                squares.add_(energy(vectors, scale.middle, scale.square_grids))
+
+    share.processes.agreed(read)
     counts, sums, moved, squares = map(share.processes.sum, (counts, sums, moved, squares))
     return Sums(counts, sums, int(moved), float(squares.sum()) if measure else None)
 
@@ -172,6 +176,16 @@ def _farthest(
 
     Descending, the lowest row first among equals; the same on every process.
     """
+    mine = share.processes.agreed(lambda: _farthest_here(share, centres, ids, count))
+    far, owners, vectors = map(share.processes.gather_rows, mine)
+    keep = far.argsort(descending=True, stable=True)[:count]
+    return far[keep].tolist(), owners[keep], vectors[keep]
+
+
+def _farthest_here(
+    share: Share, centres: Tensor, ids: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """List those of this process."""
     device = centres.device
     far = torch.empty(0, dtype=torch.float64, device=device)
     owners = torch.empty(0, dtype=torch.int64, device=device)
@@ -185,6 +199,4 @@ def _farthest(
         vectors = torch.cat([vectors, block[best].float()])
         keep = far.argsort(descending=True, stable=True)[:count]
         far, owners, vectors = far[keep], owners[keep], vectors[keep]
-    far, owners, vectors = map(share.processes.gather_rows, (far, owners, vectors))
-    keep = far.argsort(descending=True, stable=True)[:count]
-    return far[keep].tolist(), owners[keep], vectors[keep]
+    return far, owners, vectors

@@ -71,7 +71,9 @@ def step_batch(
 ) -> tuple[Means, float, int]:
     """Use the batch of `rows` (B,): new means, inertia scaled to all vectors, centres moved."""
     first, last = share.processes.share(len(rows))
-    vectors = usable(share.source.take(rows[first:last]).to(share.device))
+    vectors = share.processes.agreed(
+        lambda: usable(share.source.take(rows[first:last]).to(share.device))
+    )
     centres = means.centres.float()
     found = _batch_sums(share, vectors, centres, scale)
     assert found.energy is not None, "it was measured"

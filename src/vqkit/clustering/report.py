@@ -58,7 +58,9 @@ class Clustering:
     centres: Tensor
     """(K, D) float32."""
     sizes: Tensor
-    """(K,) int64: how many vectors each centre is the mean of (minibatch: so far, over batches)."""
+    """(K,) int64: how many vectors each centre is the mean of. With `minibatch`: those of all
+    batches so far, a vector once for each batch that held it; a seldom used centre that was moved
+    begins with the smallest number of the others. No counts of an assignment of all vectors."""
     report: Report
     groups: Tensor | None = None
     """Group of every centre (K,), int64, ascending; None without groups."""
@@ -69,10 +71,12 @@ class Clustering:
         share = sizes[sizes > 0] / sizes.sum()
         perplexity = float(torch.exp(-(share * share.log()).sum()))
         middle = int(self.sizes.median())
+        batches = report.iterations[-1].moved is None
+        counted = "vectors in each mean, over all batches" if batches else "vectors per centre"
         lines = [
             f"{report.num_vectors:,} vectors, {len(sizes):,} centres, "
             f"{len(report.iterations):,} iterations" + (", converged" if report.converged else ""),
-            f"vectors per centre: smallest {int(sizes.min()):,}, median {middle:,}, largest "
+            f"{counted}: smallest {int(sizes.min()):,}, median {middle:,}, largest "
             f"{int(sizes.max()):,}; perplexity {perplexity:,.1f}",
             f"empty centres: {report.repaired:,} repaired, {report.unused:,} left",
         ]

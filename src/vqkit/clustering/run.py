@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from vqkit.clustering.lloyd import Scale, assign, update
+from vqkit.clustering.lloyd import Scale, Update, assign, update
 from vqkit.clustering.minibatch import Batches, Means, step_batch
 from vqkit.clustering.report import Clustering, Iteration, Report
 from vqkit.clustering.seeding import seed_centres, wanted_rows
@@ -100,6 +100,9 @@ class LloydRun(Run):
         assert energy is not None, "the first iteration measures it"
         inertia = found.inertia(now.centres, self.scale.middle, energy)
         new = update(self.share, now.centres, ids, found, self.scale)
+        if found.moved == 0 and new.repaired and torch.equal(new.centres, now.centres):
+            # Repaired as in the iteration before, which no vector noticed: nothing will change.
+            new = Update(now.centres, found.counts, 0)
         done = Iteration(
             inertia,
             found.moved / self.share.source.num_vectors,
@@ -127,12 +130,17 @@ class LloydRun(Run):
         if self._ids is None:
             share = self.share
             count = share.stop - share.start
-            self._ids = torch.full((count,), -1, dtype=torch.int32, device=share.device)
+            ids = torch.full((count,), -1, dtype=torch.int32, device=share.device)
             if self.now.step:
-                for start, vectors in replace(share, tick=lambda rows: None).vectors():
-                    place = start - share.start
-                    self._ids[place : place + len(vectors)] = nearest(vectors, self.now.previous)
+                share.processes.agreed(lambda: self._find_again(ids))
+            self._ids = ids
         return self._ids
+
+    def _find_again(self, ids: Tensor) -> None:
+        share = replace(self.share, tick=lambda rows: None)
+        for start, vectors in share.vectors():
+            place = start - share.start
+            ids[place : place + len(vectors)] = nearest(vectors, self.now.previous)
 
 
 class MinibatchRun(Run):
@@ -159,11 +167,14 @@ class MinibatchRun(Run):
 RUNS: dict[str, type[Run]] = {"lloyd": LloydRun, "minibatch": MinibatchRun}
 
 
-def begin(share: Share, settings: KMeansSettings, start: Tensor | None) -> Run:
-    """Survey the vectors and choose the first centres; `start` (K, D) are given ones."""
+def begin(share: Share, settings: KMeansSettings, start: Tensor | None, sample: Tensor) -> Run:
+    """Survey the vectors and choose the first centres.
+
+    `start` (K, D) are given ones; `sample` (n, D) rows of the whole source.
+    """
     source = share.source
     wanted = wanted_rows(settings, source.num_vectors, source.dim)
-    found = survey(share, wanted)
+    found = survey(share, wanted, sample)
     if start is None:
         start = seed_centres(settings, found.rows, share.processes)
     kind = torch.float32 if settings.algorithm == "lloyd" else torch.float64

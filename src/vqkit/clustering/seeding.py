@@ -7,8 +7,8 @@ it is that, one draw after the other. Beyond, every round draws a fifth of the c
 at once and only then updates the distances, as k-means|| does (Bahmani et al. 2012, "Scalable
 k-means++"), so that all rounds together search the sample once.
 
-Distances are rounded to a grid on which their sums are exact, and a draw inverts the cumulative
-sum: the centres do not depend on how the sample is spread over processes.
+Squared distances (float64) are rounded to a grid on which their sums are exact, and a draw inverts
+the cumulative sum: the centres do not depend on how the sample is spread over processes.
 
 Legend: n sample rows of this process, S of all, D dim, K centres.
 """
@@ -64,7 +64,9 @@ class _Seeding:
         counts = processes.gather(len(rows))
         self.offset = sum(counts[: processes.rank])
         self.total = sum(counts)
-        self.distances = torch.full((len(rows),), torch.inf, device=rows.device)
+        self.distances = torch.full(
+            (len(rows),), torch.inf, dtype=torch.float64, device=rows.device
+        )
         self.chosen = torch.zeros(self.total, dtype=torch.bool)
         self.centres: list[Tensor] = []
         self.count = 0
@@ -123,5 +125,5 @@ class _Seeding:
         for start in range(0, len(self.rows), step):
             part = slice(start, start + step)
             near = centres if ids is None else centres[ids[part]]
-            squared = fold_sum((self.rows[part] - near).square_())
+            squared = fold_sum((self.rows[part].double() - near).square_())
             torch.minimum(self.distances[part], squared, out=self.distances[part])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from vqkit.config import require
@@ -48,24 +49,29 @@ class KMeansSettings:
         for name in ("algorithm", "init"):
             choices = get_args(Algorithm if name == "algorithm" else Init)
             value = getattr(self, name)
-            listed = ", ".join(map(repr, choices))
-            require(value in choices, f"{name}={value!r}", f"expected one of {listed}")
-        for name in ("num_clusters", "iterations", "batch_size", "batch_run", "block_rows"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            listed = ", ".join(repr(choice) for choice in choices if choice != "given")
+            others = ", or the first centres (K, D)" if name == "init" else ""
             require(
-                whole or (value is None and name in ("batch_size", "block_rows")),
+                isinstance(value, str) and value in choices,
                 f"{name}={value!r}",
-                "must be a whole number of at least 1",
+                f"expected one of {listed}{others}",
             )
-        require(
-            isinstance(self.seed, int) and 0 <= self.seed < 2**63,
-            f"seed={self.seed!r}",
-            "must be a whole number from 0 to 2^63 - 1",
-        )
-        require(0 <= self.tolerance < 1, f"tolerance={self.tolerance}", "must lie in [0, 1)")
-        require(self.save_seconds >= 0, f"save_seconds={self.save_seconds}", "must be at least 0")
+        for name in ("num_clusters", "iterations", "batch_size", "batch_run", "block_rows"):
+            if getattr(self, name) is not None or name not in ("batch_size", "block_rows"):
+                self._set(name, 1, "must be a whole number of at least 1")
+        self._set("seed", 0, "must be a whole number from 0 to 2^63 - 1")
+        require(self.seed < 2**63, f"seed={self.seed}", "must be a whole number below 2^63")
+        self._set("tolerance", 0, "must be a number in [0, 1)", whole=False)
+        require(self.tolerance < 1, f"tolerance={self.tolerance}", "must lie in [0, 1)")
+        self._set("save_seconds", 0, "must be a number of at least 0", whole=False)
         self._check_effect()
+
+    def _set(self, name: str, least: int, problem: str, *, whole: bool = True) -> None:
+        """Check a number, also one of numpy, and keep it as one of Python."""
+        value = getattr(self, name)
+        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        require(number and value >= least, f"{name}={value!r}", problem)
+        object.__setattr__(self, name, int(value) if whole else float(value))
 
     def _check_effect(self) -> None:
         """Refuse settings that the other algorithm alone has."""

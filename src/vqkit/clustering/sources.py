@@ -25,7 +25,10 @@ SAMPLE_ROWS = 32
 
 
 class VectorSource(ABC):
-    """N vectors of D dimensions. Write a subclass for a storage that is not here."""
+    """N vectors of D dimensions. Write a subclass for a storage that is not here.
+
+    It sets `num_vectors`, `dim` and `dtype`, and has `read`.
+    """
 
     num_vectors: int
     dim: int
@@ -149,7 +152,11 @@ def open_vectors(vectors: object, column: str | None = None) -> VectorSource:
         ValueError: something else, a wrong shape or type, no shards, an unreadable file.
     """
     found: VectorSource
+    require_plain(vectors, "vectors")
     if isinstance(vectors, VectorSource):
+        missing = [name for name in ("num_vectors", "dim", "dtype") if not hasattr(vectors, name)]
+        kind = f"vectors: {type(vectors).__name__}"
+        require(not missing, kind, f"a VectorSource has {', '.join(missing)} too; set it")
         found = vectors
     elif isinstance(vectors, Tensor):
         found = MemorySource(vectors)
@@ -195,6 +202,15 @@ def require_matrix(shape: tuple[int, ...], name: str) -> None:
         len(shape) == 2 and shape[1] >= 1,
         f"{name}={tuple(shape)}",
         "need (vectors, dimensions); reshape them",
+    )
+
+
+def require_plain(values: object, name: str) -> None:
+    """Raise `ValueError` for a masked array, whose hidden values would be used."""
+    require(
+        not isinstance(values, np.ma.MaskedArray),
+        name,
+        "is a masked array; fill it, or leave out the rows that are masked",
     )
 
 

@@ -20,6 +20,9 @@ from vqkit.config import require
 
 FORMAT: Final = 1
 KIND: Final = "k-means state"
+MARK: Final = rb"\"kind\": \"k-means state\""
+"""In the first bytes of every state: tells a damaged one from a file of somebody else."""
+HEAD: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +63,29 @@ def read_state(path: Path) -> State | None:
     """
     if not path.exists():
         return None
-    damaged = "is damaged or no state of a clustering; delete it to begin again"
+    foreign = "is no state of a clustering; choose another path"
+    require(path.is_file(), f"state={path}", foreign)
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"state={path}: cannot be read ({error}); choose another path") from error
+    damaged = "is a damaged state of a clustering; delete it to begin again"
+    problem = damaged if MARK in content[:HEAD] else foreign
+    try:
         tensors = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header["__metadata__"]
-        text, digest = metadata["record"], metadata["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"state={path}: {damaged} ({error})") from error
-    require(digest == _digest(tensors, text), f"state={path}", damaged)
+        text = metadata["record"]
+        whole = metadata["sha256"] == _digest(tensors, text)
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"state={path}: {problem} ({error})") from error
+    require(whole, f"state={path}", problem)
     record = json.loads(text)
+    require(record.get("kind") == KIND, f"state={path}", foreign)
     require(
-        record.get("kind") == KIND and record.get("format") == FORMAT,
+        record.get("format") == FORMAT,
         f"state={path}",
-        f"has format {record.get('format')!r}, this version reads {FORMAT}; delete it to begin "
-        "again",
+        f"has format {record.get('format')!r}, this version reads {FORMAT}; choose another path",
     )
     return State(tensors, record)
 
@@ -96,12 +106,16 @@ def check_belongs(path: Path, state: State, settings: dict[str, Any], data: dict
             not differences,
             f"state={path}",
             f"belongs to another clustering ({'; '.join(differences)}); use those settings and "
-            "data, name another file, or delete this one",
+            "data, or choose another path",
         )
-    done, allowed = state.record["step"], settings.get("iterations")
+    reports = state.record.get("reports")
+    if reports is None:
+        done = state.record["step"]
+    else:  # of groups, which iterate each by itself
+        done = max((len(report["iterations"]) for report in reports), default=0)
     require(
-        allowed is None or done <= allowed,
-        f"iterations={allowed}",
+        done <= settings["iterations"],
+        f"iterations={settings['iterations']}",
         f"state={path} has done {done} already; ask for as many or more",
     )
 

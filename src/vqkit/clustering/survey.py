@@ -15,11 +15,12 @@ from torch import Tensor
 from vqkit.clustering.processes import Processes
 from vqkit.clustering.sources import VectorSource
 from vqkit.search.exact import CHUNK_ELEMENTS, fold_sum
-from vqkit.search.sums import to_grid
+from vqkit.search.sums import sum_grid, to_grid
 
 FLOAT32 = 2.0**-24
 COARSE = 2.0**-7
-"""Largest rounding of float64 data to float32, relative to their range, that is accepted."""
+"""Largest rounding that is accepted: of float64 data to float32, relative to their range; of values
+to the grid of the sums, relative to the spread of the vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,6 @@ class Share:
         for start, block in self.blocks():
             yield start, usable(block)
 
-    def take(self, rows: Tensor) -> Tensor:
-        """Return the rows with ascending numbers (n,) of the whole source, float32."""
-        return self.source.take(rows).to(self.device).float()
-
     def _read(self, start: int) -> Tensor:
         return self.source.read(start, min(start + self.block_rows, self.stop))
 
@@ -90,38 +87,68 @@ class Survey:
     """The wanted rows of this process (n, D), float32."""
 
 
-def survey(share: Share, wanted: Tensor) -> Survey:
+def survey(share: Share, wanted: Tensor, sample: Tensor) -> Survey:
     """Check all values, find their bounds, and pick the rows with ascending numbers `wanted`.
+
+    `sample` (n, D) are some rows from all over the source, the same on every process.
 
     Raises:
         ValueError: a value that is not finite in float32 (the lowest such row is named, on every
-            process), or float64 values that are all alike in float32.
+            process), float64 values that are all alike in float32, or a value so large that the
+            grid of the sums hides how the other vectors differ (its row is named).
     """
     source = share.source
-    mine = wanted[(wanted >= share.start) & (wanted < share.stop)]
-    bounds, stored = _Bounds.none(source.dim), _Bounds.none(source.dim)
-    bad, picked = source.num_vectors, [torch.empty(0, source.dim, device=share.device)]
-    for start, block in share.blocks():
-        vectors = usable(block)
-        bounds = bounds.wider(_Bounds.of(vectors))
-        if not bounds.finite():
-            bad = start + int((~vectors.isfinite().all(-1)).nonzero()[0])
-            break
-        if block.dtype == torch.float64:
-            stored = stored.wider(_Bounds.of(block))
-        first, last = torch.searchsorted(mine, torch.tensor([start, start + len(block)])).tolist()
-        picked.append(vectors[(mine[first:last] - start).to(share.device)].float())
-    found = share.processes.gather((bad, bounds, stored))
-    bad = min(part[0] for part in found)
+    here, picked = share.processes.agreed(lambda: _look(share, wanted))
+    found: list[_Looked] = share.processes.gather(here)
+    bad = min(part.bad for part in found)
     if bad < source.num_vectors:
         raise ValueError(
             f"vectors: {source.place(bad)} holds a value that is not a finite float32; "
             "leave such rows out"
         )
-    for _, others, others_stored in found:
-        bounds, stored = bounds.wider(others), stored.wider(others_stored)
+    bounds, stored = here.bounds, here.stored
+    for part in found:
+        bounds, stored = bounds.wider(part.bounds), stored.wider(part.stored)
     _check_resolution(bounds, stored)
-    return Survey(bounds.low, bounds.high, torch.cat(picked))
+    largest, row = max((part.far for part in found), key=lambda far: (far[0], -far[1]))
+    _check_spread(source, sample, largest, row)
+    return Survey(bounds.low, bounds.high, picked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What one process has seen."""
+
+    bad: int
+    """Its first row that is not finite, or N."""
+    bounds: _Bounds
+    stored: _Bounds
+    """Before float64 is rounded."""
+    far: tuple[float, int]
+    """Its largest absolute value, and the first row with it."""
+
+
+def _look(share: Share, wanted: Tensor) -> tuple[_Looked, Tensor]:
+    """Read the rows of this process, and pick those it has of `wanted`."""
+    source = share.source
+    mine = wanted[(wanted >= share.start) & (wanted < share.stop)]
+    bounds, stored = _Bounds.none(source.dim), _Bounds.none(source.dim)
+    bad, far = source.num_vectors, (-1.0, 0)
+    picked = [torch.empty(0, source.dim, device=share.device)]
+    for start, block in share.blocks():
+        vectors = usable(block)
+        own = _Bounds.of(vectors)
+        bounds = bounds.wider(own)
+        if not bounds.finite():
+            bad = start + int((~vectors.isfinite().all(-1)).nonzero()[0])
+            break
+        if own.largest() > far[0]:
+            far = (own.largest(), start + int(vectors.amax(1).maximum(-vectors.amin(1)).argmax()))
+        if block.dtype == torch.float64:
+            stored = stored.wider(_Bounds.of(block))
+        first, last = torch.searchsorted(mine, torch.tensor([start, start + len(block)])).tolist()
+        picked.append(vectors[(mine[first:last] - start).to(share.device)].float())
+    return _Looked(bad, bounds, stored, far), torch.cat(picked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +173,9 @@ class _Bounds:
     def finite(self) -> bool:
         return bool((self.low.isfinite() & self.high.isfinite()).all())
 
+    def largest(self) -> float:
+        return float(self.low.abs().maximum(self.high.abs()).max())
+
 
 def _check_resolution(bounds: _Bounds, stored: _Bounds) -> None:
     """Refuse float64 data so far from the origin that float32 cannot tell them apart."""
@@ -157,6 +187,20 @@ def _check_resolution(bounds: _Bounds, stored: _Bounds) -> None:
         raise ValueError(
             f"vectors: column {column} lies in [{low!r}, {high!r}], which float32 can hardly tell "
             "apart; subtract its mean first"
+        )
+
+
+def _check_spread(source: VectorSource, sample: Tensor, largest: float, row: int) -> None:
+    """Refuse data with an outlier so far away that sums fit for it cannot tell the others apart."""
+    rows = sample.double()
+    away = (rows - rows.median(0).values).abs().amax(-1)
+    away = away[away > 0]
+    grid = sum_grid(largest, source.num_vectors)
+    if len(away) and grid > COARSE * float(away.median()):
+        raise ValueError(
+            f"vectors: {source.place(row)} holds {largest:.3g} (absolute), while vectors differ by "
+            f"about {float(away.median()):.3g}, which sums with such a value cannot hold; leave "
+            "outliers out, or subtract the mean if all vectors lie that far from the origin"
         )
 
 
@@ -172,7 +216,7 @@ def energy(vectors: Tensor, middle: Tensor, grids: tuple[float, float]) -> Tenso
     total = torch.zeros(2, dtype=torch.float64, device=vectors.device)
     for part in vectors.split(max(1, CHUNK_ELEMENTS // vectors.shape[1])):
         squared = fold_sum((part.double() - middle).square_())
-        rough = to_grid(squared.clone(), coarse) * coarse
+        rough = to_grid(squared, coarse) * coarse
         total[0] += rough.sum()
         total[1] += to_grid(squared - rough, fine).sum() * fine
     return total

@@ -28,10 +28,8 @@ best. In bf16 the first that pads the codes by an eighth at most."""
 GROUPS = 64
 """In bf16 a block has a multiple of as many groups, and the members of a group lie that far apart:
 maxima are then taken over whole registers. In float32 neighbours are as fast for any number."""
-ELEMENTS = 2**19
-"""Elements of codes that are prepared at a time."""
-HELD = 2**22
-"""Elements of prepared codes that are held in float32 too (16 MiB), instead of prepared again."""
+ELEMENTS, HELD = 2**19, 2**22
+"""Elements of codes that are prepared at a time, and that float32 holds (16 MiB)."""
 FLOAT32, TF32, BF16 = 2.0**-24, 2.0**-11, 1.01 * 2.0**-8
 """Relative errors of rounding to nearest; in bf16 of a number seen after it was rounded."""
 LOWEST = -3.0e38
@@ -101,7 +99,6 @@ class Screen:
             self.code_at = torch.cat(blocks)
 
     def _lengths(self, ids: Tensor) -> Tensor:
-        """Measure codes in the frame, (K,)."""
         lengths = torch.empty(len(ids), dtype=torch.float32, device=ids.device)
         step = self._rows_at_once()
         for here, part in zip(lengths.split(step), ids.split(step), strict=True):
