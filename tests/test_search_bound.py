@@ -12,6 +12,7 @@ from search_reference import random_case, unit
 
 from vqkit.search import METRICS, nearest
 from vqkit.search.candidates import Judge
+from vqkit.search.running import Running
 from vqkit.search.screen import Screen
 from vqkit.search.tables import near_one
 
@@ -64,6 +65,39 @@ def true_scores(screen, vectors, factors):
     truth = points @ codes.T - weight * codes.square().sum(1) / 2 + offset
     length = points.norm(dim=1, keepdim=True) + weight * longest
     return truth, TRUTH * length * longest + 1e-300
+
+
+def check_running(seed):
+    """The best code so far scores its floor at least, and no code that wins exceeds its bound."""
+    vectors, codes = random_case(seed).pair()
+    if not len(vectors):
+        return
+    screen = Screen(Judge(codes, "l2"), None, True, WIDTH)
+    screen.reserve(len(vectors))
+    factors, coefficients = screen.factors(vectors)
+    if not screen.all_short:
+        return
+    truth, noise = true_scores(screen, vectors, factors.double())
+    usable = coefficients.isfinite().all(1)
+    best = truth.amax(1, keepdim=True)
+    running = Running(screen, coefficients)
+    for start in range(0, screen.num_rows, screen.width):
+        scores, across, along = screen.grouped(screen.scores(factors, start), screen.members)
+        running.meet(scores.amax(1).float(), scores, start, across, along)
+        assert bool((running.floor.double() <= best + noise)[usable].all())
+        found = scores.flatten(1).float()
+        allowed = screen.spread(found, running.coefficients() @ screen.bounds(start, 1))
+        ids = screen.code_at[start : start + screen.width]
+        real = ids >= 0
+        most = (found + allowed)[:, real].double() + noise
+        true = truth[:, ids[real]]
+        assert bool((true <= most)[(true >= best - noise) & usable[:, None]].all())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1))
+def test_the_running_bound_is_rigorous(seed):
+    check_running(seed)
 
 
 def check_bound(seed, metric):

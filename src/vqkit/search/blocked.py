@@ -13,6 +13,7 @@ candidate.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,11 +21,12 @@ from torch import Tensor
 from vqkit.search.candidates import Judge, Pairs
 from vqkit.search.exact import first_copies
 from vqkit.search.inputs import Metric
+from vqkit.search.running import UNDERFLOW, Running
 from vqkit.search.screen import Screen
 
 CODES_IN_BLOCK = 4096
-"""Codes of one product on a CPU; four times as many elsewhere."""
-SCORES_IN_BLOCK = 2**21
+"""Codes of one float32 product on a CPU; four times as many in bf16, or elsewhere."""
+SCORES_IN_BLOCK = 2**22
 """Scores of one product on a CPU (8 MiB in float32); four times as many elsewhere."""
 ELEMENTS = 2**20
 """Elements of the vectors of a block (4 MiB in float32), which stay in cache."""
@@ -32,6 +34,10 @@ BF16_DIM, BF16_CODES = 17, 512
 """From where on products in bf16 win, candidates included (measured: benchmarks/search.py)."""
 MANY = 200
 """Candidates of a vector from which on something about the codes makes the screen too coarse."""
+CROWD = 3
+"""Candidates of a vector from which on a closer bound pays (`running`)."""
+FIRST = 64
+"""Vectors of the first block in bf16, from which the screen learns."""
 ROOM = 8
 """Candidates that there is room for, for each vector of a block."""
 PAIRS = 2**16
@@ -42,8 +48,6 @@ MAXIMA_AT_ONCE, SCORES_AT_ONCE = 2**19, 2**17
 
 SIEVED = 2**18
 """Elements of pairs whose distances are taken at a time, which stay in cache."""
-UNDERFLOW = 2.0**-62
-"""Distances below it are lost in float32; codes that are not scaled are 2^-40 long at least."""
 
 
 def bf16_pays(codes: Tensor) -> bool:
@@ -68,13 +72,16 @@ def nearest_in_bf16(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
 def nearest_k(vectors: Tensor, codes: Tensor, k: int, metric: Metric, *, bf16: bool) -> Tensor:
     """Find ids (N, k) of the k nearest codes, best first; see `vqkit.search.nearest_k`."""
     ids = torch.empty(len(vectors), k, dtype=torch.int64, device=vectors.device)
+    if not len(vectors):
+        return ids
     with torch.autocast(vectors.device.type, enabled=False):
         search = _Search(Judge(codes, metric), k, bf16)
         step = search.block_rows()
-        for start in range(0, len(vectors), step):
-            block = vectors[start : start + step]
+        first = min(FIRST, step) if bf16 else step
+        for start, stop in pairwise([0, *range(first, len(vectors), step), len(vectors)]):
+            block = vectors[start:stop]
             pairs = search.pairs(block)
-            ids[start : start + step] = pairs.first_k(block, search.judge, k)
+            ids[start:stop] = pairs.first_k(block, search.judge, k)
             for row in _lost(block, pairs):
                 ids[start + row] = search.judge.order(block[row])[:k]
     return ids
@@ -100,11 +107,14 @@ class _Search:
         # Plain functions: bound ones would tie this object into a cycle that outlives the search.
         self.steps = [_Search._leave_out_copies] if k == 1 else []
         self.steps += [_Search._use_float32]
+        self.crowded = False
+        """Whether vectors have so many candidates that following the best code pays."""
         self._prepare()
 
     def _prepare(self) -> None:
         larger = 1 if self.judge.codes.device.type == "cpu" else 4
-        self.screen = Screen(self.judge, self.kept, self.bf16, CODES_IN_BLOCK * larger)
+        width = CODES_IN_BLOCK * larger * (4 if self.bf16 else 1)
+        self.screen = Screen(self.judge, self.kept, self.bf16, width)
         self.scores = SCORES_IN_BLOCK * larger * (2 if self.bf16 else 1)
         self.screen.reserve(self.block_rows())
 
@@ -146,6 +156,8 @@ class _Search:
         """
         screen, k = self.screen, self.k
         factors, coefficients = screen.factors(vectors)
+        close = self.crowded and screen.bf16 and screen.all_short
+        running = Running(screen, coefficients) if close else None
         best = torch.full((len(vectors), k), -torch.inf, dtype=torch.float32, device=vectors.device)
         pairs, seen = Pairs.none(vectors.device), 0
         members = self._members()
@@ -153,22 +165,26 @@ class _Search:
             scores, across, along = screen.grouped(screen.scores(factors, start), members)
             maxima = (scores.amax(1) if members > 1 else scores[:, 0]).to(torch.float32)
             bounds = screen.bounds(start, members)
+            if running is not None:
+                running.meet(maxima, scores, start, across, along)
+                coefficients, best = running.coefficients(), running.floor
             slack = screen.spread(maxima, coefficients @ bounds)
-            best = _best(best, maxima - slack, k)
+            if running is None:
+                best = _best(best, maxima - slack, k)
             floor = best[:, -1:]
             for row, group in _reaching(
                 maxima.add_(slack), floor, SCORES_AT_ONCE // max(members, 8)
             ):
-                own = (coefficients[row] * bounds[:, group].T).sum(1)
+                of_group = bounds.T.index_select(0, group)
+                own = of_group.mul_(coefficients.index_select(0, row)).sum(1)
                 inside = scores[row, :, group]
                 least = screen.least(floor[row, 0] - own)[:, None]
                 hit, member = (inside >= least).nonzero(as_tuple=True)
                 score = inside[hit, member].to(torch.float32)
                 score += screen.spread(score, own[hit])
                 code = screen.code_at[start + member * across + group[hit] * along]
-                found = Pairs(row[hit], code, score)
-                pairs = Pairs.join([pairs, found.where(code >= 0)])
-                seen += len(found.row)
+                pairs = Pairs.join([pairs, Pairs(row[hit], code, score)])
+                seen += len(hit)
                 if len(pairs.row) > PAIRS:
                     pairs = pairs.where(pairs.score >= floor[pairs.row, 0])
                     if self.steps and seen > MANY * k * len(vectors):
@@ -176,10 +192,13 @@ class _Search:
                     pairs = self._sieved(pairs, vectors)
                 if len(pairs.row) > PAIRS:
                     pairs = pairs.best_k(vectors, self.judge, k)
+        if self.steps and seen > max(MANY * k * len(vectors), PAIRS // ROOM):
+            return None
         screen.learn(best[:, :1], factors)
+        self.crowded = self.bf16 and k == 1 and (self.crowded or seen > CROWD * len(vectors))
         if screen.width < screen.num_rows:
             pairs = pairs.where(pairs.score >= best[pairs.row, -1])
-        return self._sieved(pairs, vectors) if len(pairs.row) > 2 * len(vectors) else pairs
+        return self._sieved(pairs, vectors)
 
     def _sieved(self, pairs: Pairs, vectors: Tensor) -> Pairs:
         """Drop pairs that distances in float32 rule out, if this is a search for one code.
@@ -188,24 +207,32 @@ class _Search:
         """
         if not self.screen.all_short or self.screen.frame.scale is not None or self.k > 1:
             return pairs
+        count = torch.bincount(pairs.row, minlength=len(vectors))
+        several = count[pairs.row] > 1
+        rows, codes = pairs.row[several], pairs.code[several]
         dim = vectors.shape[1]
         step = max(1, SIEVED // dim)
         kind = torch.promote_types(self.judge.precision, vectors.dtype)
-        away = torch.cat(
-            [
-                torch.linalg.vector_norm(vectors[row].to(kind).sub_(self.judge.codes[code]), dim=-1)
-                for row, code in zip(pairs.row.split(step), pairs.code.split(step), strict=True)
-            ]
-        )
+        away = torch.empty(len(rows), dtype=kind, device=rows.device)
+        for out, row, code in zip(
+            away.split(step), rows.split(step), codes.split(step), strict=True
+        ):
+            between = vectors.index_select(0, row).to(kind)
+            between -= self.judge.codes.index_select(0, code)
+            torch.linalg.vector_norm(between, dim=-1, out=out)
         error = (dim + 8) * 2.0**-24 * away + UNDERFLOW
         nearest = away.new_full((len(vectors),), torch.inf)
-        nearest.scatter_reduce_(0, pairs.row, away + error, "amin")
-        return pairs.where(away - error <= nearest[pairs.row])
+        nearest.scatter_reduce_(0, rows, away + error, "amin")
+        keep = several.logical_not()
+        keep[several] = away - error <= nearest[rows]
+        return pairs.where(keep)
 
     def _leave_out_copies(self) -> bool:
         """Collapsed codebooks hold many equal codes, every one a tie for every vector."""
+        self.screen.reserve(0)  # both would take more memory than promised
         first = first_copies(self.judge.codes)
         if first is None:
+            self.screen.reserve(self.block_rows())
             return False
         kept = first == torch.arange(len(first), device=first.device)
         self.kept = kept.nonzero()[:, 0]
@@ -223,12 +250,18 @@ class _Search:
 
 def _reaching(maxima: Tensor, floor: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
     """List rows and groups whose maximum (n, g) reaches floor (n, 1), so many at once."""
-    some = max(1, MAXIMA_AT_ONCE // maxima.shape[1])
+    num_groups = maxima.shape[1]
+    some = max(1, MAXIMA_AT_ONCE // num_groups)
     for start in range(0, len(maxima), some):
         here = slice(start, start + some)
-        rows, groups = (maxima[here] >= floor[here]).nonzero(as_tuple=True)
-        rows += start
-        yield from zip(rows.split(at_once), groups.split(at_once), strict=True)
+        reach = (maxima[here] >= floor[here]).view(-1)
+        if reach.device.type == "cpu":  # numpy finds few among many twice as fast
+            found = torch.from_numpy(reach.numpy().nonzero()[0])
+        else:
+            found = reach.nonzero()[:, 0]
+        for part in found.split(at_once):
+            row = part.div(num_groups, rounding_mode="floor")
+            yield row + start, part - row * num_groups
 
 
 def _best(best: Tensor, maxima: Tensor, k: int) -> Tensor:

@@ -42,8 +42,8 @@ class Judge:
         remote = self._remote(vectors) if self.metric == "l2" else None
         parts = [
             self._score(
-                vectors[rows].to(self.centre.dtype),
-                self.codes[codes],
+                vectors.index_select(0, rows).to(self.centre.dtype),
+                self.codes.index_select(0, codes),
                 None if remote is None else remote[rows],
             )
             for rows, codes in zip(row.split(step), code.split(step), strict=True)

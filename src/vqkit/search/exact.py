@@ -15,6 +15,9 @@ from vqkit.search.inputs import Metric
 
 CHUNK_ELEMENTS = 2**19
 """Elements of one temporary (4 MiB in float64)."""
+FLOAT32, TF32, BF16 = 2.0**-24, 2.0**-11, 1.01 * 2.0**-8
+"""Relative errors of rounding to nearest; in bf16 of a number seen after it was rounded."""
+PRODUCT_ERROR = {"bf16": 2.1 * BF16, "tf32": 2.1 * TF32, "ieee": 0.0}
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -63,8 +66,8 @@ def closeness(
     parts = [torch.empty(0, dtype=dtype, device=vectors.device)] if len(ids) == 0 else []
     for start in range(0, ids.shape[0], step):
         stop = start + step
-        z = vectors[start:stop] if rows is None else vectors[rows[start:stop]]
-        parts.append(_score(z.to(dtype), codes[ids[start:stop]], metric))
+        z = vectors[start:stop] if rows is None else vectors.index_select(0, rows[start:stop])
+        parts.append(_score(z.to(dtype), codes.index_select(0, ids[start:stop]), metric))
     return torch.cat(parts)
 
 
@@ -103,3 +106,10 @@ def first_copies(codes: Tensor) -> Tensor | None:
     every = torch.arange(num_codes, device=codes.device)
     first = torch.full_like(every, num_codes).scatter_reduce_(0, group, every, "amin")[group]
     return None if torch.equal(first, every) else first
+
+
+def product_error(device: torch.device) -> float:
+    """Return the relative error of factors that the user's settings allow float32 products."""
+    library = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    setting = str(getattr(getattr(library, "matmul", None), "fp32_precision", "ieee"))
+    return PRODUCT_ERROR.get(setting, 0.0)

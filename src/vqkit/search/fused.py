@@ -22,11 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqkit.search.exact import first_copies, fold_sum
-from vqkit.search.inputs import Metric
-from vqkit.search.tables import MODEST, Frame, mean_code, near_one
+from vqkit.search.inputs import Metric, require_finite
+from vqkit.search.tables import MODEST, Frame, near_one
 
 MAX_DIM = 16
 """The fused kernel exists for 1 to 16 dimensions."""
@@ -36,6 +37,9 @@ BLOCK_ELEMENTS = 2**18
 """Elements of vectors brought into the frame at a time (1 MiB in float32)."""
 TILE = 256
 """Vectors that are shifted by one row of a long subtraction."""
+LARGE = 1e30
+"""Squared distances below it come from finite vectors."""
+Array = NDArray[np.float32]
 _lock = Lock()
 _inside = 0
 """Searches under way, in all threads of Python."""
@@ -69,12 +73,16 @@ class _Book(NamedTuple):
     """(K', D + blank) float32."""
     frame: Frame | None
     """What has to be done to vectors; None: subtract the centre and nothing else."""
-    tile: Tensor
-    """(TILE * D,) the centre, again and again."""
+    tile: Array
+    """(TILE * D,) the centre, again and again; with a frame nothing."""
 
 
 def nearest(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
-    """Find ids (G, N) of the nearest codes (G, K, D) for vectors (G, N, D), finite, on a CPU."""
+    """Find ids (G, N) of the nearest codes (G, K, D) for vectors (G, N, D), on a CPU.
+
+    Raises:
+        ValueError: NaN or infinity, which the distances found show at less cost than the vectors.
+    """
     import faiss
 
     num_groups, num_vectors, dim = vectors.shape
@@ -84,7 +92,7 @@ def nearest(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
     width = max((book.table.shape[1] for book in books), default=dim)
     queries = torch.zeros(step * width, dtype=torch.float32)
     distances = torch.empty(step, dtype=torch.float32)
-    num_codes = codes.shape[1]
+    looked = False
     with _fused_kernel(faiss):
         for group, book in enumerate(books):
             for start in range(0, num_vectors, step):
@@ -94,52 +102,89 @@ def nearest(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:
                 _search(faiss, prepared, book.table, distances, found)
                 if metric == "cosine":
                     found[(part == 0).all(-1)] = 0
-                # No finite distance gives -1, and if all are infinite a padded id may stand.
-                if found.numpy().view("uint64").max() >= num_codes:
-                    found.copy_(found.where((found >= 0) & (found < num_codes), 0))
-    for group, part in enumerate(codes):
-        first = _first_copies(part)
+                if not looked and not _are_modest(distances[: len(part)]):
+                    require_finite("vectors", vectors)
+                    looked = True
+                _bring_home(found, codes.shape[1])
+    for group, (part, book) in enumerate(zip(codes, books, strict=True)):
+        first = _first_copies(part, book.table, ids[group])
         if first is not None:
             ids[group] = first[ids[group]]
     return ids
 
 
-def _first_copies(codes: Tensor) -> Tensor | None:
-    """Map codes (K, D) to their first copies, None if there are none, which is fast to see.
+def _are_modest(distances: Tensor) -> bool:
+    """Tell whether all vectors were surely finite: the kernel gives others NaN or its maximum."""
+    return bool(distances.numpy().max() < LARGE)
+
+
+def _bring_home(ids: Tensor, num_codes: int) -> None:
+    """Give 0 to padding, which is copies of code 0, and to -1, where no distance was finite."""
+    if ids.numpy().view("uint64").max() >= num_codes:
+        ids.copy_(ids.where((ids >= 0) & (ids < num_codes), 0))
+
+
+def _first_copies(codes: Tensor, table: Tensor, ids: Tensor) -> Tensor | None:
+    """Map codes (K, D) to their first copies; None if no code in `ids` has any, fast to see.
 
     The kernel keeps a minimum for each lane of its registers: where another code beats the first
     copy by a rounding error in its lane, a later copy may win in another.
     """
-    if codes.dtype == torch.float32 and codes.shape[1] > 1:
-        # Codes that agree nowhere in their first two values have no copies.
-        values = codes.numpy()[:, :2] + np.float32(0.0)  # no -0
-        keys = np.ascontiguousarray(values).view(np.uint64)[:, 0]
-        # Only those that share a place in a hash table are sorted.
-        bits = (4 * len(keys)).bit_length()
-        places = ((keys * HASH) >> np.uint64(64 - bits)).view(np.int64)
-        suspects = keys[np.bincount(places, minlength=1 << bits)[places] > 1]
+    if not len(ids):
+        return None
+    if codes.dtype == torch.float32 and codes.shape[1] > 1 and not table.shape[1] % 2:
+        # Codes that agree nowhere in the first two values of the table have no copies.
+        keys = table.numpy()[: len(codes)].view(np.uint64)[:, 0]
+        won = keys if len(ids) >= len(keys) else keys[ids.numpy()]
+        # Only those that share a place in a hash table are compared.
+        bits = (8 * len(won)).bit_length()
+        places = _places(keys, bits)
+        if won is keys:
+            shared = np.bincount(places, minlength=1 << bits) > 1
+        else:
+            shared = np.zeros(1 << bits, dtype=bool)
+            shared[_places(won, bits)] = True
+        suspects = keys[shared[places]]
         suspects.sort()
         if not (suspects[1:] == suspects[:-1]).any():
             return None
     return first_copies(codes)
 
 
+def _places(keys: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
+    """Hash keys to places of a table of 2^bits."""
+    places = keys * HASH
+    places >>= np.uint64(64 - bits)
+    return places.view(np.int64)
+
+
 def _books(vectors: Tensor, codes: Tensor, metric: Metric) -> list[_Book]:
-    """Prepare all groups, in one go where nothing but the centre is to be subtracted."""
-    num_codes = codes.shape[1]
-    if (
-        vectors.dtype != torch.float32
-        or not vectors.is_contiguous()
-        or not _is_plain(codes, metric)
-    ):
+    """Prepare all groups, by few steps where nothing but the centre is to be subtracted."""
+    plain = vectors.dtype == torch.float32 and vectors.is_contiguous()
+    if not plain or not _is_plain(codes, metric):
+        require_finite("codes", codes)
         return [_book(part, metric) for part in codes]
-    centres = torch.stack([mean_code(part) for part in codes])
-    tables = codes.new_empty(len(codes), num_codes + -num_codes % CODE_MULTIPLE, codes.shape[2])
-    tiles = centres.repeat(1, TILE)
-    for book, table, tile in zip(codes, tables, tiles, strict=True):
-        _subtract(book.contiguous(), tile, table[:num_codes])
-    tables[:, num_codes:] = tables[:, :1]
-    return [_Book(table, None, tile) for table, tile in zip(tables, tiles, strict=True)]
+    num_groups, num_codes, dim = codes.shape
+    tables = np.empty((num_groups, num_codes + -num_codes % CODE_MULTIPLE, dim), np.float32)
+    books = []
+    for rows, table in zip(codes.numpy(), tables, strict=True):
+        rows = np.ascontiguousarray(rows)
+        tile = np.tile(_mean(rows), TILE)
+        _subtract(rows, tile, table[:num_codes])
+        table[num_codes:] = table[0]
+        books.append(_Book(torch.from_numpy(table), None, tile))
+    return books
+
+
+def _mean(rows: Array) -> Array:
+    """Average contiguous rows (K, D) on one thread; zeros of it are -0, so that no -0 is left."""
+    whole = len(rows) - len(rows) % TILE
+    total = rows[whole:].sum(0)
+    if whole:
+        total += rows[:whole].reshape(-1, TILE * rows.shape[1]).sum(0).reshape(TILE, -1).sum(0)
+    total /= np.float32(len(rows))
+    total[total == 0] = np.float32(-0.0)
+    return total
 
 
 def _is_plain(codes: Tensor, metric: Metric) -> bool:
@@ -147,7 +192,7 @@ def _is_plain(codes: Tensor, metric: Metric) -> bool:
     if metric != "l2" or codes.dtype != torch.float32 or not len(codes):
         return False
     values = codes.numpy()
-    largest = np.maximum(-values.min((1, 2)), values.max((1, 2)))
+    largest = np.maximum(-values.min((1, 2)), values.max((1, 2)))  # NaN compares as false
     return bool((largest > 2.0**-MODEST).all() and (largest < 2.0**MODEST).all())
 
 
@@ -163,7 +208,7 @@ def _book(codes: Tensor, metric: Metric) -> _Book:
     if blank:
         table[:num_codes, dim] = zero.float()
     table[num_codes:] = table[0]  # copies of code 0 lose their tie against it
-    return _Book(table, frame, frame.centre)
+    return _Book(table, frame, np.empty(0, np.float32))
 
 
 def _on_sphere(vectors: Tensor, centre: Tensor) -> Tensor:
@@ -192,21 +237,20 @@ def _prepare(vectors: Tensor, book: _Book, buffer: Tensor) -> Tensor:
         prepared[:, :dim] = points
         prepared[:, dim:] = 0
         return prepared
-    _subtract(vectors, book.tile, prepared)
+    _subtract(vectors.numpy(), book.tile, prepared.numpy())
     return prepared
 
 
-def _subtract(rows: Tensor, tile: Tensor, out: Tensor) -> None:
+def _subtract(rows: Array, tile: Array, out: Array) -> None:
     """Subtract the centre, repeated in `tile`, from contiguous rows (n, D), on one thread.
 
     A broadcast row of few dimensions costs eight times more than one of a thousand elements.
     """
     whole, size = len(rows) - len(rows) % TILE, len(tile)
-    source, centre, target = rows.numpy(), tile.numpy(), out.numpy()
     if whole:
-        long = target[:whole].reshape(-1, size)
-        np.subtract(source[:whole].reshape(-1, size), centre, out=long)
-    np.subtract(source[whole:], centre[: rows.shape[1]], out=target[whole:])
+        long = out[:whole].reshape(-1, size)
+        np.subtract(rows[:whole].reshape(-1, size), tile, out=long)
+    np.subtract(rows[whole:], tile[: rows.shape[1]], out=out[whole:])
 
 
 def _search(

@@ -28,8 +28,8 @@ class Inputs(NamedTuple):
         return result if self.grouped else result[0]
 
 
-def checked(vectors: Tensor, codes: Tensor, metric: str) -> Inputs:
-    """Give both tensors a group axis and detach them.
+def checked(vectors: Tensor, codes: Tensor, metric: str, *, values: bool = True) -> Inputs:
+    """Give both tensors a group axis and detach them; `values` are looked at unless told not to.
 
     Raises:
         ValueError: unknown metric, shapes other than (N, D), (K, D) or (G, N, D), (G, K, D), no
@@ -64,12 +64,13 @@ def checked(vectors: Tensor, codes: Tensor, metric: str) -> Inputs:
             "move one of them"
         )
     vectors, codes = vectors.detach(), codes.detach()
-    require_finite("vectors", vectors)
-    require_finite("codes", codes)
+    if values:
+        require_finite("vectors", vectors)
+        require_finite("codes", codes)
     for name, tensor in (("vectors", vectors), ("codes", codes)):
         if tensor.dtype == torch.float64 and tensor.device.type == "cpu" and tensor.numel():
             largest = max(-float(tensor.amin()), float(tensor.amax()))
-            if largest > MOST:
+            if MOST < largest < math.inf:
                 raise ValueError(
                     f"{name}: holds {largest:.3g}, whose square float64 cannot hold; scale vectors "
                     "and codes down together"

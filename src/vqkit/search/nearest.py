@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vqkit.search import blocked, cuda, fused
 from vqkit.search.exact import closeness
-from vqkit.search.inputs import Inputs, Metric, checked
+from vqkit.search.inputs import Inputs, Metric, checked, require_finite
 
 Backend = Literal["torch", "bf16", "faiss", "triton"]
 BACKENDS: tuple[Backend, ...] = ("torch", "bf16", "faiss", "triton")
@@ -54,7 +54,7 @@ def nearest(
             infinity. On other devices values are not looked at, since that would wait for the
             device: vectors that are not finite get some id in range.
     """
-    inputs = checked(vectors, codes, metric)
+    inputs = checked(vectors, codes, metric, values=False)
     return inputs.ungroup(_ids(inputs, metric, backend))
 
 
@@ -71,7 +71,7 @@ def nearest_with_scores(
         (ids, scores): ids as `nearest`; scores (N,) or (G, N), float32, higher is closer: minus
         the squared distance, the cosine, or the dot product; NaN if the vector is not finite.
     """
-    inputs = checked(vectors, codes, metric)
+    inputs = checked(vectors, codes, metric, values=False)
     ids = _ids(inputs, metric, backend)
     scores = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
     for score, z, c, found in zip(scores, inputs.vectors, inputs.codes, ids, strict=True):
@@ -113,7 +113,7 @@ def nearest_k(
 
 
 def _ids(inputs: Inputs, metric: Metric, backend: Backend | None) -> Tensor:
-    """Search all groups -> (G, N)."""
+    """Look at the values and search all groups -> (G, N)."""
     if backend is None:
         backend = _choose(inputs.codes, metric)
     if backend not in BACKENDS:
@@ -123,6 +123,8 @@ def _ids(inputs: Inputs, metric: Metric, backend: Backend | None) -> Tensor:
     if backend == "faiss":
         _require_faiss(inputs.codes, metric)
         return fused.nearest(inputs.vectors, inputs.codes, metric)
+    require_finite("vectors", inputs.vectors)
+    require_finite("codes", inputs.codes)
     if backend == "bf16" and inputs.codes.device.type != "cpu":
         raise ValueError(
             f"backend='bf16': its bound holds for products on a CPU, got {inputs.codes.device}; "

@@ -6,7 +6,9 @@ grows with the length of the code. So codes are sorted by length and bounded in 
 code, dead far away, does not spoil the bound of the others.
 
 In bf16 the term -|c|^2 / 2 rides along in the product, split over three columns that meet ones: a
-pass over all scores to add it would cost as much as the product itself on matrix units.
+pass over all scores to add it would cost as much as the product itself on matrix units. For `l2`
+the product of the rounded code and its rounding error does too, without which `running` could not
+bound scores by distances.
 
 Legend: n vectors of a block, w codes of a block, K' codes padded to whole groups, g groups, D dim.
 """
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vqkit.search.candidates import Judge
-from vqkit.search.exact import power_of_two
+from vqkit.search.exact import BF16, FLOAT32, power_of_two, product_error
 from vqkit.search.tables import Frame, near_one, unit_length
 
 MEMBERS = (32, 16, 8, 4, 2, 1)
@@ -30,18 +32,14 @@ GROUPS = 64
 maxima are then taken over whole registers. In float32 neighbours are as fast for any number."""
 ELEMENTS, HELD = 2**19, 2**22
 """Elements of codes that are prepared at a time, and that float32 holds (16 MiB)."""
-FLOAT32, TF32, BF16 = 2.0**-24, 2.0**-11, 1.01 * 2.0**-8
-"""Relative errors of rounding to nearest; in bf16 of a number seen after it was rounded."""
 LOWEST = -3.0e38
 """Bias of rows of padding: no score reaches it."""
 COLUMNS = 4
 """Further columns in bf16: three of the bias, and one of an offset of the vector."""
-FAR = 16
-"""The longest code is so many times as long as the median where some must be far away."""
-LONG = 2.0**60
-"""Vectors of this length are scaled down before they are multiplied."""
-PRODUCT_ERROR = {"bf16": 2.1 * BF16, "tf32": 2.1 * TF32, "ieee": 0.0}
-"""Error of a float32 product by the precision that the user's settings allow for its factors."""
+FAR, LEARNT = 16, 512
+"""Times the median length from which codes are far away; vectors whose scores `learn` looks at."""
+SAFE = 1.02
+"""Bounds are this much larger: their own product may be rounded to bf16, if the user allows it."""
 
 
 class Screen:
@@ -49,14 +47,15 @@ class Screen:
 
     def __init__(self, judge: Judge, kept: Tensor | None, bf16: bool, width: int) -> None:
         self.judge, self.bf16 = judge, bf16
-        codes = judge.codes
-        ids = torch.arange(len(codes), device=codes.device) if kept is None else kept
+        every = torch.arange(len(judge.codes), device=judge.codes.device)
+        ids = every if kept is None else kept
         groups = GROUPS if bf16 else 1
         padded = {m: len(ids) + -len(ids) % (groups * m) for m in MEMBERS}
         self.members = next((m for m in MEMBERS if 8 * padded[m] <= 9 * len(ids)), 1)
         self.num_rows = padded[self.members]
         self.width = min(width, self.num_rows)
         self._share, self.all_short = 0.0, False
+        self._bounds: dict[tuple[int, int], Tensor] = {}
         self._set_frame(judge.frame if kept is None else self._own_frame(ids))
         self._arrange(ids)
         self._fill()
@@ -64,7 +63,7 @@ class Screen:
     def _set_frame(self, frame: Frame) -> None:
         self.frame = frame
         shift = (frame.centre.to(self.judge.centre.dtype) - self.judge.centre).norm()
-        self.shift = (shift if frame.scale is None else shift * frame.scale).float()
+        self.shift = (shift * (1.0 if frame.scale is None else frame.scale)).float()
         """How far the frame has moved from the judge's."""
 
     def _own_frame(self, ids: Tensor) -> Frame:
@@ -102,7 +101,9 @@ class Screen:
         lengths = torch.empty(len(ids), dtype=torch.float32, device=ids.device)
         step = self._rows_at_once()
         for here, part in zip(lengths.split(step), ids.split(step), strict=True):
-            torch.linalg.vector_norm(self.frame.table(self.judge.codes[part]), dim=-1, out=here)
+            torch.linalg.vector_norm(
+                self.frame.table(self.judge.codes.index_select(0, part)), dim=-1, out=here
+            )
         return lengths
 
     def _fill(self) -> None:
@@ -121,15 +122,17 @@ class Screen:
             here = slice(start, min(start + step, self.num_rows))
             real = self.code_at[here] >= 0
             rows = self._rows(here)
-            lengths = torch.linalg.vector_norm(rows, dim=-1)
-            self.lengths[here] = lengths
+            lengths = torch.linalg.vector_norm(rows, dim=-1, out=self.lengths[here])
             squares = lengths.square() / -2 if self.judge.metric == "l2" else lengths * 0
             self.bias[here] = squares.where(real, LOWEST)
             if held:
                 self.table[here, :dim] = rows
             if self.bf16:
-                rows -= self.table[here, :dim]
+                stored = self.table[here, :dim].float()
+                rows -= stored
                 torch.linalg.vector_norm(rows, dim=-1, out=self.errors[here])
+                if self.judge.metric == "l2":
+                    self.bias[here] += rows.mul_(stored).sum(-1)
         if self.bf16:
             rest = self.bias
             for column in range(dim, dim + 3):
@@ -142,7 +145,7 @@ class Screen:
     def _rows(self, here: slice) -> Tensor:
         """Prepare the codes at some places, zeros in the padding."""
         ids = self.code_at[here]
-        rows = self.frame.table(self.judge.codes[ids.clamp(min=0)])
+        rows = self.frame.table(self.judge.codes.index_select(0, ids.clamp(min=0)))
         return rows.mul_((ids >= 0)[:, None]) if here.stop == self.num_rows else rows
 
     def reserve(self, count: int) -> None:
@@ -153,12 +156,11 @@ class Screen:
         dim, device = self.judge.codes.shape[1], self.judge.codes.device
         kind = torch.bfloat16 if self.bf16 else torch.float32
         self._scores = torch.empty(count * self.width, dtype=kind, device=device)
-        self._factors = torch.empty(
-            count, dim + (COLUMNS if self.bf16 else 1), dtype=kind, device=device
-        )
+        columns = dim + (COLUMNS if self.bf16 else 1)
+        self._factors = torch.empty(count, columns, dtype=kind, device=device)
 
     def factors(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Prepare vectors (n, D): the left factor, and the coefficients (n, 4) of `slack`.
+        """Prepare vectors (n, D): the left factor, and the coefficients (n, 5) of `slack`.
 
         They are NaN for vectors that must get no candidate: what float32 cannot square, and zero
         vectors where all codes tie.
@@ -176,8 +178,9 @@ class Screen:
             error = points - factors[:, :dim]
             rounded = 1.001 * torch.linalg.vector_norm(error, dim=-1, keepdim=True)
             of_errors, allowed = 1.001 * length + rounded, 0.0
+            self.seen = points, error, length, rounded, offset
         else:
-            allowed = PRODUCT_ERROR[_product_precision(vectors.device)]
+            allowed = product_error(vectors.device)
             rounded = of_errors = torch.zeros_like(length)
         # The judge errs too: codes that it cannot tell apart must all be candidates.
         far = judging * (length * self.shift + 2 * weight * self.shift.square())
@@ -189,9 +192,9 @@ class Screen:
             of_errors,
             (adding + allowed + 2 * judging) * weight,
             far + adding * offset.abs() + dim * 4 * torch.finfo(torch.float32).tiny,  # underflow
+            1.01 * weight,
         ]
-        # The product with `bounds` may itself be rounded to bf16, if the user allows it.
-        coefficients = 1.02 * torch.cat(slack, 1)
+        coefficients = SAFE * torch.cat(slack, 1)
         most = coefficients @ self._columns(self.lengths.max(), self.errors.max())
         usable = most.isfinite() & (most < -LOWEST / 4)
         if self.judge.metric != "l2":
@@ -199,18 +202,22 @@ class Screen:
         return factors, coefficients.where(usable[:, None], torch.nan)
 
     def _columns(self, lengths: Tensor, errors: Tensor) -> Tensor:
-        """Stack what coefficients meet: lengths, rounding errors, squared lengths, ones."""
-        squares = lengths.square() if self.judge.metric == "l2" else torch.zeros_like(lengths)
-        return torch.stack([lengths, errors, squares, torch.ones_like(lengths)])
+        """Stack what coefficients meet: lengths, rounding errors, squared lengths, ones, ..."""
+        zeros = torch.zeros_like(lengths)
+        l2 = self.judge.metric == "l2"
+        squares, products = (lengths.square(), lengths * errors) if l2 else (zeros, zeros)
+        return torch.stack([lengths, errors, squares, torch.ones_like(lengths), products])
 
     def bounds(self, start: int, members: int) -> Tensor:
-        """Return what the coefficients meet (4, g), for groups of the block from `start` on."""
-        here = slice(start, start + self.width)
-        lengths, errors = (
-            self.grouped(values[None, here], members)[0].amax(1)[0]
-            for values in (self.lengths, self.errors)
-        )
-        return self._columns(lengths, errors)
+        """Return what the coefficients meet (5, g), for groups of the block from `start` on."""
+        if (start, members) not in self._bounds:
+            here = slice(start, start + self.width)
+            lengths, errors = (
+                self.grouped(values[None, here], members)[0].amax(1)[0]
+                for values in (self.lengths, self.errors)
+            )
+            self._bounds[start, members] = self._columns(lengths, errors)
+        return self._bounds[start, members]
 
     def _weight(self, points: Tensor, length: Tensor, factors: Tensor) -> Tensor:
         """Weigh the scores of long vectors down by powers of two (n, 1), in all three arguments.
@@ -219,7 +226,7 @@ class Screen:
         """
         dim = points.shape[1]
         factors[:, dim:] = 1.0
-        short = length < LONG
+        short = length < 2.0**60
         weight = torch.ones_like(length)
         self.all_short = self.judge.metric == "l2" and bool(short.all())
         if self.judge.metric != "l2" or self.all_short:
@@ -238,8 +245,7 @@ class Screen:
         They are guessed as a share of |z|^2 / 2, which `learn` took from the vectors before.
         """
         if not self.bf16 or not self.all_short:
-            if self.bf16:
-                factors[:, -1] = 0.0
+            factors[:, -1] *= not self.bf16  # in float32 it meets the bias
             return torch.zeros_like(length)
         factors[:, -1:] = length.square() * (-self._share / 2)
         self._halves = length.square() / 2
@@ -248,7 +254,8 @@ class Screen:
     def learn(self, best: Tensor, factors: Tensor) -> None:
         """Take from the best scores (n, 1) of a block what `_offset` shall guess for the next."""
         if self.bf16 and self.all_short:
-            share = ((best - factors[:, -1:].float()) / self._halves).nanmedian()
+            best, factors, halves = best[:LEARNT], factors[:LEARNT], self._halves[:LEARNT]
+            share = ((best - factors[:, -1:].float()) / halves).nanmedian()
             self._share = float(share.nan_to_num(0.0, 0.0, 0.0).clamp(-4, 1))
 
     def _points(self, vectors: Tensor, out: Tensor | None) -> Tensor:
@@ -291,10 +298,3 @@ class Screen:
         if not self.bf16:
             return floor
         return torch.where(floor > 0, floor / (1 + BF16), floor / (1 - BF16)).bfloat16()
-
-
-def _product_precision(device: torch.device) -> str:
-    """Name the precision that the user's settings allow float32 products on this device."""
-    library = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
-    setting = str(getattr(getattr(library, "matmul", None), "fp32_precision", "ieee"))
-    return setting if setting in PRODUCT_ERROR else "ieee"
