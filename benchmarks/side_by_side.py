@@ -39,14 +39,15 @@ def seconds_of(work: Callable[[], object]) -> float:
 def alternate(works: dict[str, Callable[[], object]], pairs: int = PAIRS) -> dict[str, list[float]]:
     """Call all works in turn, `pairs` times after one warm-up each -> seconds of every call.
 
-    What disturbs the machine for a while then disturbs all of them, and pairs stay comparable.
+    What disturbs the machine for a while then disturbs all of them, and pairs stay comparable. The
+    order turns around in every round: whoever comes second finds some of the data in cache.
     """
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(pairs):
-        for name, work in works.items():
-            times[name].append(seconds_of(work))
+    for turn in range(pairs):
+        for name in list(works) if turn % 2 == 0 else list(works)[::-1]:
+            times[name].append(seconds_of(works[name]))
     return times
 
 
