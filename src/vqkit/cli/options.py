@@ -14,11 +14,13 @@ import re
 import textwrap
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
+
+from vqkit.config.core import dataclasses_in
 
 Values = dict[str, Any]
 
@@ -60,11 +62,11 @@ class Options:
         hints, notes = get_type_hints(cls), _field_notes(cls)
         for item in fields(cls):
             name, hint = f"{prefix}{item.name}", hints[item.name]
-            inner = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
             value = (base or {}).get(item.name)
-            if inner is not None:
-                self.add_fields(inner, f"{name}.", value)  # type: ignore[arg-type]
-            else:
+            inner = dataclasses_in(hint)
+            for kind in inner:  # of a union, the settings of every kind
+                self.add_fields(kind, f"{name}.", value)
+            if not inner:
                 now = f" (now: {value!r})" if base else ""
                 self.add(name, hint, notes.get(item.name, "") + now)
 
@@ -176,9 +178,12 @@ def one_name(words: Sequence[str], what: str, help: str) -> tuple[str | None, li
 def merged(base: Values, changes: Mapping[str, Any]) -> Values:
     """Copy `base` with `changes` laid over it, dict by dict.
 
-    Another `quantizer.preset` starts with no arguments: those of the former are not its own.
+    Another `quantizer.preset` starts with no arguments, another `network.kind` with no settings:
+    those of the former are not its own.
     """
     result = dict(base)
+    if changes.get("kind", base.get("kind")) != base.get("kind"):
+        result = {}
     if changes.get("preset", base.get("preset")) != base.get("preset") and "args" in base:
         result["args"] = {}
     for key, value in changes.items():

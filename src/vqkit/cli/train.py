@@ -6,14 +6,15 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from vqkit.cli.console import say, tell
 from vqkit.cli.options import Options, Values, merged, one_name
 from vqkit.cli.runs import remove_run
 from vqkit.config import RunConfig, from_dict, to_dict
+from vqkit.config.core import dataclass_of
 from vqkit.recipes import RECIPES, recipe
 
 
@@ -91,10 +92,11 @@ def _check_complete(cls: type[Any], values: Values, where: str = "") -> None:
         required = item.default is MISSING and item.default_factory is MISSING
         if required and item.name not in values:
             raise ValueError(f"{where}{item.name}: is missing; give it a value, or name a recipe")
-        hint: Any = get_type_hints(cls)[item.name]
-        inner: list[Any] = [t for t in (hint, *get_args(hint)) if is_dataclass(t)]
-        if inner and isinstance(value, dict):
-            _check_complete(inner[0], value, f"{where}{item.name}.")
+        if isinstance(value, dict):
+            name = f"{where}{item.name}."
+            inner = dataclass_of(get_type_hints(cls)[item.name], value, name)
+            if inner is not None:
+                _check_complete(inner, value, name)
 
 
 def _list() -> str:

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from vqkit.config import NetworkConfig, QuantizerConfig, from_dict, require, to_dict
+from vqkit.config import (
+    Network,
+    NetworkConfig,
+    QuantizerConfig,
+    from_dict,
+    require,
+    to_dict,
+)
 from vqkit.quantizers import PRESETS, GridQuantizer, build
 
 Presets = Mapping[str, Callable[..., GridQuantizer]]
@@ -30,13 +37,14 @@ class TokenizerConfig:
 
     quantizer: QuantizerConfig
     """The preset and its arguments."""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: Network = field(default_factory=NetworkConfig)
     """Encoder and decoder."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("quantizer", QuantizerConfig), ("network", NetworkConfig)):
+        for name, kinds in (("quantizer", (QuantizerConfig,)), ("network", get_args(Network))):
             value = getattr(self, name)
-            require(isinstance(value, kind), f"{name}={value!r}", f"expected a {kind.__name__}")
+            listed = " or ".join(kind.__name__ for kind in kinds)
+            require(isinstance(value, kinds), f"{name}={value!r}", f"expected a {listed}")
 
 
 def build_quantizer(config: QuantizerConfig, presets: Presets | None = None) -> GridQuantizer:

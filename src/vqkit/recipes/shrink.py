@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from vqkit.config import DataConfig, LogConfig, RunConfig
+from vqkit.config import DataConfig, LogConfig, Network, NetworkConfig, RunConfig
 
 _LARGEST: Final = {
     "num_codes": 16,
@@ -43,7 +43,7 @@ def tiny(config: RunConfig, data: DataConfig | None = None) -> RunConfig:
         config,
         name=f"tiny_{config.name}",
         quantizer=replace(config.quantizer, args=args),
-        network=replace(config.network, hidden=16, residual_hidden=4, num_residual_blocks=1),
+        network=_small_network(config.network),
         data=images,
         test_data=None,
         optim=replace(
@@ -51,6 +51,12 @@ def tiny(config: RunConfig, data: DataConfig | None = None) -> RunConfig:
         ),
         log=LogConfig(every=1, checkpoint_every=10, keep=1),
     )
+
+
+def _small_network(network: Network) -> Network:
+    if isinstance(network, NetworkConfig):
+        return replace(network, hidden=16, residual_hidden=4, num_residual_blocks=1)
+    return network
 
 
 def _bounded(name: str, value: Any) -> Any:
