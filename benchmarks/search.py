@@ -121,7 +121,8 @@ def timed(works: dict[str, Work], pairs: int, slow: float) -> dict[str, list[flo
 def right(vectors: Tensor, codes: Tensor, search: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Share of the first vectors whose id is that of a float64 search, in percent."""
     z = vectors[:CHECKED]
-    exact = [(part.double() - codes.double()).square().sum(1).argmin() for part in z]
+    wide = codes.double()
+    exact = [(part.double() - wide).square().sum(1).argmin() for part in z]
     return 100 * (search(z, codes) == torch.stack(exact)).float().mean().item()
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vqkit.clustering import KMeansSettings, kmeans
 from vqkit.clustering.draws import Purpose, distinct_rows, order, words
 from vqkit.clustering.minibatch import Batches
+from vqkit.search.nearest import NEAR_TIE
 
 
 def normal(generator, *shape):
@@ -149,11 +150,13 @@ def test_any_shape_ends_well(data):
     total = float(distances(vectors, vectors.double().mean(0, keepdim=True)).sum())
     if algorithm == "lloyd":
         assert int(found.sizes.sum()) == num_vectors
-        assert all(b <= a + 1e-9 * total + 1e-6 * a for a, b in pairwise(inertia))
+        near_ties = 2 * NEAR_TIE * total  # may be decided either way
+        assert all(b <= a + near_ties + 1e-6 * a for a, b in pairwise(inertia))
         exact = final_inertia(vectors, found.centres)
-        assert exact <= inertia[-1] * (1 + 1e-5) + 1e-9 * total
+        assert exact <= inertia[-1] * (1 + 1e-5) + near_ties
         assert int((found.sizes == 0).sum()) == found.report.unused
-        assert found.report.unused <= max(0, num_clusters - len(vectors.unique(dim=0)))
+        apart = (vectors / scale * 100).round().unique(dim=0)  # no near ties among these
+        assert found.report.unused <= max(0, num_clusters - len(apart))
 
 
 def test_as_many_centres_as_vectors(generator):

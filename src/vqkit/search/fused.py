@@ -144,10 +144,17 @@ def _first_copies(codes: Tensor, table: Tensor, ids: Tensor) -> Tensor | None:
         else:
             shared = np.zeros(1 << bits, dtype=bool)
             shared[_places(won, bits)] = True
-        suspects = keys[shared[places]]
-        suspects.sort()
-        if not (suspects[1:] == suspects[:-1]).any():
+        rows = shared[places].nonzero()[0]
+        alike = np.sort(keys[rows])
+        if not (alike[1:] == alike[:-1]).any():
             return None
+        suspects = torch.from_numpy(rows)
+        found = first_copies(codes.index_select(0, suspects))
+        if found is None:
+            return None
+        first = torch.arange(len(codes))
+        first[suspects] = suspects[found]
+        return first
     return first_copies(codes)
 
 
