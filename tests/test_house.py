@@ -18,6 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A room imports only from rooms above it.
 ROOMS = (
     "config",
+    "weights",
     "search",
     "clustering",
     "quantizers",
@@ -42,6 +43,7 @@ HEAVY = {
     "accelerate",
     "diffusers",
     "faiss",
+    "lmdb",
     "matplotlib",
     "pyarrow",
     "skimage",

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from vqkit.data import ImageSet, iterate_once
+from vqkit.data.share import Share
 from vqkit.evaluation.result import Evaluation, Metric
-from vqkit.evaluation.share import Share
 from vqkit.metrics import DEFAULT, CodeUsage, LosslessRate, Protocol, ReconstructionScores
 from vqkit.models import ImageTokenizer
 from vqkit.quantizers.ranks import world_size

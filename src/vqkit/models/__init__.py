@@ -1,7 +1,13 @@
-"""Tokenizers: networks around a quantizer, their files, and what they cost."""
+"""Tokenizers: networks around a quantizer, their files, and what they cost.
+
+The networks come in three kinds, by the settings that `build_networks` is given: `NetworkConfig`
+(small VQ-VAE, module `vqvae`), `VQGANNetwork` (`vqgan`, with MoVQ's modulated decoder) and
+`ViTNetwork` (`vit`). `ImageTokenizer` works the same around each of them.
+"""
 
 from vqkit.models.blocks import ResidualBlock, residual_stack
 from vqkit.models.describe import Description
+from vqkit.models.networks import build_networks
 from vqkit.models.settings import (
     Presets,
     TokenizerConfig,
@@ -11,10 +17,11 @@ from vqkit.models.settings import (
     zero_tensors,
 )
 from vqkit.models.tokenizer import ImageTokenizer, TokenizerOutput
-from vqkit.models.vqvae import STRIDE, Decoder, Encoder
+from vqkit.models.vit import ViTDecoder, ViTEncoder
+from vqkit.models.vqgan import VQGANDecoder, VQGANEncoder
+from vqkit.models.vqvae import Decoder, Encoder
 
 __all__ = [
-    "STRIDE",
     "Decoder",
     "Description",
     "Encoder",
@@ -23,6 +30,11 @@ __all__ = [
     "ResidualBlock",
     "TokenizerConfig",
     "TokenizerOutput",
+    "VQGANDecoder",
+    "VQGANEncoder",
+    "ViTDecoder",
+    "ViTEncoder",
+    "build_networks",
     "build_quantizer",
     "config_from_values",
     "config_values",

@@ -1,12 +1,14 @@
-"""Building blocks of the convolutional networks.
+"""Building blocks of the networks: those of the small VQ-VAE, and what all networks share.
 
 Shapes: B images, C channels, H and W pixels of the map at hand.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vqkit.config import Skip
 
@@ -36,3 +38,17 @@ def residual_stack(channels: int, hidden: int, num_blocks: int, *, skip: Skip) -
     """Chain `num_blocks` residual blocks and close with one ReLU; (B, C, H, W) keeps its shape."""
     blocks = [ResidualBlock(channels, hidden, skip=skip) for _ in range(num_blocks)]
     return nn.Sequential(*blocks, nn.ReLU())
+
+
+def call(part: nn.Module, *inputs: Tensor | None, checkpointing: bool) -> Tensor:
+    """Return `part(*inputs)`; with `checkpointing`, training keeps none of its activations.
+
+    They are computed again in backward, with the same random numbers, so gradients are the same
+    bit for bit. Without gradients, and in evaluation, there is nothing to save.
+    """
+    out: Tensor
+    if checkpointing and part.training and torch.is_grad_enabled():
+        out = checkpoint(part, *inputs, use_reentrant=False)
+    else:
+        out = part(*inputs)
+    return out

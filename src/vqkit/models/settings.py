@@ -3,14 +3,21 @@
 Tensors among the arguments of a preset (pretrained features, say) become buffers of the quantizer,
 so the weights file holds their values. The configuration keeps only their shape and type, as
 `{"tensor": {"shape": [...], "dtype": "float32"}}`.
+
+Where a run is described before anything is built, plain values say where a tensor comes from:
+`{"file": "codebook.safetensors"}`, whose only tensor it is, or `{"normal": {"shape": [K, F]}}`,
+drawn from a normal distribution with a `seed` (default 0). It is made when the model is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_args
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -75,12 +82,30 @@ def config_from_values(values: Any) -> TokenizerConfig:
     config: TokenizerConfig = from_dict(TokenizerConfig, values, "tokenizer.")
     args = config.quantizer.args
     require(isinstance(args, dict), f"tokenizer.quantizer.args={args!r}", "expected an object")
+    for name, value in args.items():
+        require(
+            not _is_source(value),
+            f"tokenizer.quantizer.args.{name}={value!r}",
+            "a saved model has its tensors in its own weights file, and names no other source",
+        )
     return config
 
 
 def describe_tensors(config: TokenizerConfig) -> TokenizerConfig:
     """Copy `config` with every tensor replaced by its shape and type."""
     args = without_tensors(config.quantizer.args)
+    return replace(config, quantizer=replace(config.quantizer, args=args))
+
+
+def read_tensors(config: TokenizerConfig) -> TokenizerConfig:
+    """Copy `config` with float32 tensors (K, F) where its arguments say where they come from.
+
+    A missing or unsuitable file and a senseless shape are `ValueError`s that name the argument.
+    """
+    args = {
+        name: _tensor_of(f"quantizer.args.{name}", value)
+        for name, value in config.quantizer.args.items()
+    }
     return replace(config, quantizer=replace(config.quantizer, args=args))
 
 
@@ -116,6 +141,45 @@ def without_tensors(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(without_tensors(item) for item in value)
     return value
+
+
+def _is_source(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) in ({"file"}, {"normal"})
+
+
+def _tensor_of(setting: str, value: Any) -> Any:
+    if not _is_source(value):
+        return value
+    if "file" in value:
+        return _tensor_in_file(f"{setting}.file={value['file']!r}", value["file"])
+    shape, seed = value["normal"].get("shape"), value["normal"].get("seed", 0)
+    whole = isinstance(shape, list | tuple) and all(isinstance(n, int) and n >= 1 for n in shape)
+    require(
+        whole and len(shape) == 2 and isinstance(seed, int),
+        f"{setting}.normal={value['normal']!r}",
+        "expected the shape [rows, features], and maybe a seed",
+    )
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+
+
+def _tensor_in_file(setting: str, name: Any) -> Tensor:
+    path = Path(name).expanduser()
+    require(path.is_file(), setting, "no such file; name a safetensors file of features (K, F)")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{setting}: is no safetensors file ({error})") from error
+    require(
+        len(tensors) == 1, setting, f"holds {len(tensors)} tensors; expected the features alone"
+    )
+    (features,) = tensors.values()
+    require(
+        features.ndim == 2 and features.is_floating_point(),
+        setting,
+        f"holds a tensor of shape {tuple(features.shape)} and type {features.dtype}; expected "
+        "features (K, F), floating point",
+    )
+    return features.float()
 
 
 def _is_description(value: Any) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vqkit.config import require
 from vqkit.models import files, hub
 from vqkit.models.describe import Description, describe
+from vqkit.models.networks import build_networks
 from vqkit.models.pixels import check_shape, pad_to_stride, to_unit_range
 from vqkit.models.settings import (
     Presets,
@@ -28,10 +29,10 @@ from vqkit.models.settings import (
     config_from_values,
     config_values,
     describe_tensors,
+    read_tensors,
     refuse_descriptions,
     zero_tensors,
 )
-from vqkit.models.vqvae import STRIDE, Decoder, Encoder
 from vqkit.quantizers import Quantized
 
 
@@ -60,16 +61,16 @@ class ImageTokenizer(nn.Module):
         arguments of the preset are kept by the quantizer; `config` remembers only their shapes.
         """
         super().__init__()
+        config = read_tensors(config)
         refuse_descriptions(config)
         self.config = describe_tensors(config)
         self.quantizer = build_quantizer(config.quantizer, presets)
-        self.encoder = Encoder(config.network, self.quantizer.channels)
-        self.decoder = Decoder(config.network, self.quantizer.channels)
+        self.encoder, self.decoder = build_networks(config.network, self.quantizer.channels)
 
     @property
     def stride(self) -> int:
         """Pixels per position of the grid, along each side."""
-        return STRIDE
+        return self.config.network.stride
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Encode, quantize and decode one training batch, with gradients.
@@ -93,12 +94,16 @@ class ImageTokenizer(nn.Module):
         return TokenizerOutput(images=self.decoder(quantized.z_q), quantized=quantized)
 
     def _check_device(self, name: str, tensor: Tensor) -> None:
-        device = self.encoder.pre_vq.weight.device
+        device = self._parameter().device
         require(
             tensor.device == device,
             f"{name}.device={tensor.device}",
             f"the model is on {device}; move one of them with .to(...)",
         )
+
+    def _parameter(self) -> nn.Parameter:
+        """Return any parameter of the networks: its device and type are those of the model."""
+        return next(self.encoder.parameters())
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -109,7 +114,7 @@ class ImageTokenizer(nn.Module):
         """
         check_shape(images, self.config.network.image_channels)
         self._check_device("images", images)
-        dtype = self.encoder.pre_vq.weight.dtype
+        dtype = self._parameter().dtype
         padded = pad_to_stride(to_unit_range(images, dtype), self.stride)
         with _evaluation(self):
             return self.quantizer(self.encoder(padded)).ids

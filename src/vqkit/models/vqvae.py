@@ -6,16 +6,11 @@ normalised, and the decoder ends without an activation. Both networks are fully 
 
 from __future__ import annotations
 
-from typing import Final
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqkit.config import NetworkConfig
 from vqkit.models.blocks import residual_stack
-
-STRIDE: Final = 4
-"""Pixels of the image per position of the grid, along each side."""
 
 
 class Encoder(nn.Module):
@@ -52,6 +47,11 @@ class Decoder(nn.Module):
         )
         self.from_quarter = nn.ConvTranspose2d(hidden, half, 4, stride=2, padding=1)
         self.from_half = nn.ConvTranspose2d(half, network.image_channels, 4, stride=2, padding=1)
+
+    @property
+    def last_weight(self) -> Tensor:
+        """Weight of the last layer, whose gradients balance the losses of VQGAN."""
+        return self.from_half.weight
 
     def forward(self, z_q: Tensor) -> Tensor:
         """Return images around [-1, 1], not clamped."""
