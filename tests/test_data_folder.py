@@ -57,7 +57,7 @@ def test_folder_takes_its_split(tmp_path, split, value):
 def test_folder_never_tests_on_the_training_part(tmp_path):
     save(tmp_path / "train" / "x.png", 1)
     with pytest.raises(
-        ValueError, match=r"data\.split='test': .* holds train/ but no test or val/"
+        ValueError, match=r"data\.split='test': .* holds train/ but neither test nor val"
     ):
         load_images(DataConfig(source="folder", path=str(tmp_path), split="test"))
 

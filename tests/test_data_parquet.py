@@ -12,7 +12,8 @@ from PIL import Image
 
 from vqkit.config import DataConfig
 from vqkit.data import BatchStream, iterate_once, load_images
-from vqkit.data.image_set import ArrayImages, DecodedImages
+from vqkit.data.decoded import DecodedImages
+from vqkit.data.image_set import ArrayImages
 
 RANDOM = np.random.default_rng(0)
 

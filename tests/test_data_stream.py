@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vqkit.config import DataConfig
-from vqkit.data import BatchStream, ImageSet, image_set, iterate_once, load_images
+from vqkit.data import BatchStream, ImageSet, decoded, iterate_once, load_images
 from vqkit.data.workers import ordered
 
 PINNED_ORDER = [5, 0, 3, 9]
@@ -144,12 +144,12 @@ def test_wrong_arguments(images, arguments, message):
 
 def test_a_full_cache_changes_nothing(images, monkeypatch):
     expected = [BatchStream(images, 4, seed=0).batch(step).images for step in range(6)]
-    monkeypatch.setattr(image_set, "CACHE_BYTES", 300)
+    monkeypatch.setattr(decoded, "CACHE_BYTES", 300)
     again = load_images(images.config)
     for _ in range(2):
         stream = BatchStream(again, 4, seed=0)
         assert all(torch.equal(stream.batch(step).images, expected[step]) for step in range(6))
-    if isinstance(again, image_set.DecodedImages):
+    if isinstance(again, decoded.DecodedImages):
         assert again._cached_bytes == 240  # two images of 120 bytes
 
 

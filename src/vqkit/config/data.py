@@ -42,9 +42,9 @@ class DataConfig:
     """How many random crops of every image make one epoch (small sets of large photographs)."""
     limit: int | None = None
     """Only the first so many images."""
-    workers: int | None = None
-    """Processes that decode and resize; 0: threads of the training process; None: threads, one for
-    every processor, at most 8."""
+    workers: int = 0
+    """Processes that decode, resize and cut, for every training process; 0: threads inside it, one
+    for every processor, at most 8. Sets that are held in memory need neither."""
     on_broken: Literal["fail", "skip"] = "fail"
     """What to do with a file that is no readable image: stop, or leave it out and say so."""
 
@@ -79,11 +79,7 @@ class DataConfig:
             f"data.stretch={self.stretch} with data.resize={self.resize}",
             "give the side that images are stretched to",
         )
-        require(
-            self.workers is None or self.workers >= 0,
-            f"data.workers={self.workers}",
-            "must not be negative",
-        )
+        require(self.workers >= 0, f"data.workers={self.workers}", "must not be negative")
         require(
             self.crops_per_image == 1 or self.crop == "random",
             f"data.crops_per_image={self.crops_per_image} with data.crop={self.crop!r}",

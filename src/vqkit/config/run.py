@@ -89,7 +89,25 @@ class RunConfig:
             "a validation looks at the same pixels every time; use 'center' or 'none'",
         )
         require(
+            held is None or self.test_data is None or _place(held) != _place(self.test_data),
+            "validation.data",
+            "is the test set, on which nothing may be chosen; hold other images out, or leave "
+            "test_data out",
+        )
+        require(
+            self.validation is None
+            or self.validation.keep_best != "lpips"
+            or self.objective.perceptual == "lpips",
+            "validation.keep_best='lpips'",
+            "is measured only with objective.perceptual='lpips'; choose psnr or l1",
+        )
+        require(
             self.optim.accumulate == 1 or self.objective.reconstruction != "log_mse",
             f"optim.accumulate={self.optim.accumulate} with reconstruction='log_mse'",
             "the logarithm of a batch's error is no sum over its parts; use accumulate=1",
         )
+
+
+def _place(data: DataConfig) -> tuple[str | None, ...]:
+    """What says which images these are, however they are cut."""
+    return data.source, data.path, data.files, data.split

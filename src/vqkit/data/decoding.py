@@ -54,6 +54,10 @@ class BrokenImageError(ValueError):
         self.name = name
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[BrokenImageError], tuple[str, str]]:
+        """Pickle what built it; worker processes send these errors home."""
+        return BrokenImageError, (self.name, self.reason)
+
 
 def decode(encoded: bytes | Path, name: str, channels: int) -> Image.Image:
     """Decode one image: mode "L" (channels=1) or "RGB" (3), upright, 8 bits.

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from vqkit.config import DataConfig
-from vqkit.data.decoding import EXTENSIONS, decode
-from vqkit.data.image_set import DecodedImages, ImageSet, Listing
+from vqkit.data.decoded import DecodedImages
+from vqkit.data.decoding import EXTENSIONS
+from vqkit.data.image_set import ImageSet, Listing
 
-PARTS = {"train": ("train",), "test": ("test", "val")}
+PARTS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
 """Names under which a split may lie in a folder; the first that exists is taken."""
 
 PHOTOS = {
@@ -39,29 +40,23 @@ def load_folder(config: DataConfig) -> ImageSet:
     """Images below `config.path`/<split> if the folder has such parts, else below `config.path`.
 
     Files are told by their ending (`decoding.EXTENSIONS`) and sorted by path; hidden files and
-    folders are passed over. If every image lies in a subfolder, the first subfolder's name is its
-    class.
+    folders are passed over. With `config.files` it is the files that this list names, in its order.
+    If every image lies in a subfolder, the first subfolder's name is its class.
     """
-    root = _part(config)
-    files = _image_files(root)
-    if not files:
+    root = _folder(config)
+    if config.files is None:
+        root = _part(config, root)
+        names = _image_files(root)
+    else:
+        names = _listed(config.files, root)
+    if not names:
         raise ValueError(
             f"data.path={config.path!r}: no image file in {root} or below it; put images there "
             f"({', '.join(sorted(EXTENSIONS))}), or use data.source=parquet for .parquet files"
         )
-    files = files[: config.limit]
-    names = [file.relative_to(root).as_posix() for file in files]
+    names = names[: config.limit]
     labels, label_names = _classes(names)
-    listing = Listing(
-        count=len(files),
-        name=names.__getitem__,
-        files=lambda: (
-            (name, file.stat().st_size) for name, file in zip(names, files, strict=True)
-        ),
-        labels=labels,
-        label_names=label_names,
-    )
-    return DecodedImages(config, listing, lambda i: decode(files[i], names[i], config.channels))
+    return _set_of_files(config, names, root, labels, label_names)
 
 
 def load_photos(config: DataConfig) -> ImageSet:
@@ -72,9 +67,26 @@ def load_photos(config: DataConfig) -> ImageSet:
         name=lambda i: files[i].name,
         files=lambda: ((file.name, file.stat().st_size) for file in files),
     )
-    return DecodedImages(
-        config, listing, lambda i: decode(files[i], files[i].name, config.channels)
+    return DecodedImages(config, listing, files.__getitem__)
+
+
+def _set_of_files(
+    config: DataConfig,
+    names: list[str],
+    root: Path,
+    labels: torch.Tensor | None,
+    label_names: tuple[str, ...] | None,
+) -> ImageSet:
+    # Paths are put together when they are needed: a million of them would take half a gigabyte.
+    start = os.path.abspath(root)
+    listing = Listing(
+        count=len(names),
+        name=names.__getitem__,
+        files=lambda: ((name, os.stat(os.path.join(start, name)).st_size) for name in names),
+        labels=labels,
+        label_names=label_names,
     )
+    return DecodedImages(config, listing, lambda i: os.path.join(start, names[i]))
 
 
 def existing(config: DataConfig) -> Path:
@@ -88,13 +100,17 @@ def existing(config: DataConfig) -> Path:
     return path
 
 
-def _part(config: DataConfig) -> Path:
+def _folder(config: DataConfig) -> Path:
     root = existing(config)
     if not root.is_dir():
         raise ValueError(
             f"data.path={config.path!r}: is a file, and data.source='folder' reads a folder; "
             "name the folder, or use data.source=parquet"
         )
+    return root
+
+
+def _part(config: DataConfig, root: Path) -> Path:
     for name in PARTS[config.split]:
         if (root / name).is_dir():
             return root / name
@@ -102,14 +118,14 @@ def _part(config: DataConfig) -> Path:
     others = [name for names in PARTS.values() for name in names if (root / name).is_dir()]
     if others:
         raise ValueError(
-            f"data.split={config.split!r}: {config.path!r} holds {', '.join(others)}/ but no "
-            f"{' or '.join(PARTS[config.split])}/; name the images' own folder in data.path"
+            f"data.split={config.split!r}: {config.path!r} holds {', '.join(others)}/ but neither "
+            f"{' nor '.join(PARTS[config.split])}/; name the images' own folder in data.path"
         )
     return root
 
 
-def _image_files(root: Path) -> list[Path]:
-    found: list[Path] = []
+def _image_files(root: Path) -> list[str]:
+    found: list[str] = []
     visited: set[str] = set()
     for place, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(place)
@@ -118,12 +134,51 @@ def _image_files(root: Path) -> list[Path]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(place).relative_to(root).as_posix()
         found += (
-            Path(place, name)
+            name if below == "." else f"{below}/{name}"
             for name in files
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
         )
-    return sorted(found, key=lambda file: file.relative_to(root).as_posix())
+    return sorted(found)
+
+
+def _listed(files: str, root: Path) -> list[str]:
+    """Read a list of files: one path a line, relative to `root` or below it; blank lines pass."""
+    setting = f"data.files={files!r}"
+    try:
+        lines = Path(files).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{setting}: cannot be read ({error}); name a text file with one path a line"
+        ) from error
+    names: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name:
+            continue
+        name = os.path.relpath(name, root) if os.path.isabs(name) else os.path.normpath(name)
+        if name.partition(os.sep)[0] == os.pardir:
+            raise ValueError(
+                f"{setting}: line {number} names {line.strip()!r}, which is not below {root}; "
+                "write paths relative to data.path"
+            )
+        if name in names:
+            raise ValueError(
+                f"{setting}: line {number} names {name!r} a second time (first in line "
+                f"{names[name]}); name every image once"
+            )
+        names[name] = number
+    if not names:
+        raise ValueError(f"{setting}: names no file; write one path a line")
+    missing = [name for name in names if not os.path.isfile(os.path.join(root, name))]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(
+            f"{setting}: {len(missing):,} of its {len(names):,} files are not in {root} ({shown}); "
+            "unpack the data set there, or correct data.path or the list"
+        )
+    return list(names)
 
 
 def _classes(names: Sequence[str]) -> tuple[torch.Tensor | None, tuple[str, ...] | None]:

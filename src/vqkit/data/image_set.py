@@ -1,4 +1,4 @@
-"""A set of images after resize and centre crop: held as one array, or decoded when asked for."""
+"""A set of images after resize and centre crop, and the kind that is held as one array."""
 
 from __future__ import annotations
 
@@ -7,28 +7,20 @@ import json
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vqkit.config import DataConfig
 from vqkit.data.decoding import BrokenImageError
-from vqkit.data.transforms import (
-    center_crop,
-    check_crop,
-    corner,
-    crop_each,
-    resize_shorter,
-    to_tensor,
-)
-
-CACHE_BYTES = 1 << 30
-"""Decoded pixels (after resize) that an image set may keep in memory."""
+from vqkit.data.preparing import Pixels, check_crop, corner, cut
+from vqkit.data.transforms import center_crop, crop_each
+from vqkit.data.workers import count_workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +75,15 @@ class ImageSet(ABC):
         return self._listing.name(index)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the settings (but the path) and of every file's name and size."""
+        """SHA-256 of every file's name and size, in order, and of the settings that change pixels.
+
+        Neither the place of the images nor the number of worker processes counts.
+        """
         digest = hashlib.sha256()
         settings = asdict(self.config) | {"path": None}
+        del settings["files"], settings["workers"]
+        if not settings["stretch"]:  # as before there was this setting: old runs go on
+            del settings["stretch"]
         digest.update(json.dumps(settings, sort_keys=True).encode())
         for name, size in self._listing.files():
             digest.update(json.dumps([name, size]).encode())
@@ -107,11 +105,42 @@ class ImageSet(ABC):
     def gather(
         self, indices: Sequence[int], draws: npt.NDArray[np.float64]
     ) -> tuple[Tensor, list[str]]:
-        """Stack images `indices`; crop="random" cuts at corners given by `draws` (b, 2) in [0, 1).
+        """Stack images `indices`, cropped and mirrored by `draws` (b, 3) as the settings say.
 
-        Returns uint8 (b, C, H, W) and the names. Images of different sizes, or smaller than the
-        crop, are a `ValueError` naming a file.
+        The draws lie in [0, 1): row and column of a random crop, and below 0.5 a mirror. Returns
+        uint8 (b, C, H, W) and the names. Images of different sizes, or smaller than the crop, are
+        a `ValueError` naming a file.
         """
+
+    def several(
+        self, indices: Sequence[int], draws: npt.NDArray[np.float64] | None = None
+    ) -> list[Pixels | BrokenImageError]:
+        """Images `indices`, uint8 (C, H, W) views, cropped and mirrored if there are `draws`.
+
+        A broken image leaves its error in its place; nothing is noted or raised for it here.
+        """
+        found: list[Pixels | BrokenImageError] = []
+        for row, index in enumerate(indices):
+            try:
+                image = self.image(int(index)).numpy()
+            except BrokenImageError as broken:
+                found.append(broken)
+                continue
+            found.append(cut(image, self.config, None if draws is None else draws[row]))
+        return found
+
+    @contextmanager
+    def reading(self) -> Iterator[ImageSet]:
+        """Give this set, or the same one read through the worker processes of `data.workers`."""
+        yield self
+
+    @property
+    def parallel(self) -> int:
+        """Threads worth asking for images at the same time."""
+        return 1 if self.in_memory else count_workers()
+
+    def stop(self) -> None:  # noqa: B027 (most sets have none)
+        """End worker processes at once, if there are any, whatever they do."""
 
     def keep_or_fail(self, broken: BrokenImageError) -> None:
         """Note a broken image, warning at the first one; raise it if the user chose to fail."""
@@ -142,7 +171,7 @@ class ArrayImages(ImageSet):
     def __init__(self, config: DataConfig, listing: Listing, pixels: Tensor) -> None:
         super().__init__(config, listing)
         if config.crop_size is not None:
-            check_crop(self.name(0), pixels, config.crop_size)
+            check_crop(self.name(0), pixels.shape, config.crop_size)
             if config.crop == "center":
                 pixels = center_crop(pixels, config.crop_size)
         self.pixels = pixels
@@ -154,7 +183,7 @@ class ArrayImages(ImageSet):
 
     def image(self, index: int) -> Tensor:
         """See `ImageSet.image`."""
-        _check_index(index, len(self))
+        check_index(index, len(self))
         return self.pixels[index]
 
     def gather(
@@ -167,110 +196,13 @@ class ArrayImages(ImageSet):
             height, width = images.shape[-2:]
             tops, lefts = corner(height, size, draws[:, 0]), corner(width, size, draws[:, 1])
             images = crop_each(images, torch.from_numpy(tops), torch.from_numpy(lefts), size)
+        if self.config.flip:
+            mirrored = torch.from_numpy(draws[:, 2] < 0.5)
+            images[mirrored] = images[mirrored].flip(-1)
         return images, [self.name(int(index)) for index in indices]
 
 
-class DecodedImages(ImageSet):
-    """Images decoded when asked for; up to `CACHE_BYTES` of them stay in memory.
-
-    The cache takes images until it is full and never evicts: training visits all images equally
-    often, and then a fixed part that hits always is worth more than a moving part that hits rarely.
-    """
-
-    def __init__(
-        self, config: DataConfig, listing: Listing, decode: Callable[[int], Image.Image]
-    ) -> None:
-        super().__init__(config, listing)
-        self._decode = decode
-        self._cache: dict[int, Tensor] = {}
-        self._cached_bytes = 0
-
-    @property
-    def in_memory(self) -> bool:
-        """False: threads decode in parallel."""
-        return False
-
-    def image(self, index: int) -> Tensor:
-        """See `ImageSet.image`."""
-        _check_index(index, len(self))
-        cached = self._cache.get(index)
-        if cached is not None:
-            return cached
-        image = self.prepare(index)
-        with self._lock:
-            if index not in self._cache and self._cached_bytes + image.nbytes <= CACHE_BYTES:
-                self._cache[index] = image
-                self._cached_bytes += image.nbytes
-        return image
-
-    def prepare(self, index: int) -> Tensor:
-        """Decode, resize and centre-crop image `index`, past the cache."""
-        picture = self._decode(index)
-        if self.config.resize is not None:
-            try:
-                picture = resize_shorter(picture, self.config.resize)
-            except ValueError as error:
-                raise BrokenImageError(self.name(index), str(error)) from error
-        image = to_tensor(picture)
-        if self.config.crop_size is not None:
-            check_crop(self.name(index), image, self.config.crop_size)
-            if self.config.crop == "center":
-                image = center_crop(image, self.config.crop_size)
-        return image
-
-    def as_array(self, pixels: Tensor, good: Tensor) -> ArrayImages:
-        """This set held in `pixels` (N, C, H, W), less the images where `good` (N,) is False."""
-        listing = self._listing
-        if not bool(good.all()):
-            kept = torch.nonzero(good)[:, 0].tolist()
-            pixels = pixels[good]
-            listing = replace(
-                listing,
-                count=len(kept),
-                name=lambda i: self._listing.name(kept[i]),
-                labels=None if self.labels is None else self.labels[good],
-            )
-        images = ArrayImages(self.config, listing, pixels)
-        images._broken = dict(self._broken)
-        return images
-
-    def gather(
-        self, indices: Sequence[int], draws: npt.NDArray[np.float64]
-    ) -> tuple[Tensor, list[str]]:
-        """See `ImageSet.gather`; a broken image gives its place to the next readable one."""
-        images: list[Tensor] = []
-        names: list[str] = []
-        for index, draw in zip(indices, draws, strict=True):
-            used, image = self._readable(int(index))
-            if self.config.crop == "random":
-                size = self.config.crop_size or 0
-                top, left = (
-                    int(corner(length, size, draw[i])) for i, length in enumerate(image.shape[-2:])
-                )
-                image = image[:, top : top + size, left : left + size]
-            if images and image.shape != images[0].shape:
-                raise ValueError(
-                    f"data.crop='none': {self.name(used)} is {_size(image)} and {names[0]} is "
-                    f"{_size(images[0])} (width x height), and a batch holds images of one size; "
-                    "set data.crop=random or center with data.crop_size"
-                )
-            images.append(image)
-            names.append(self.name(used))
-        return torch.stack(images), names
-
-    def _readable(self, index: int) -> tuple[int, Tensor]:
-        for used in (*range(index, len(self)), *range(index)):
-            try:
-                return used, self.image(used)
-            except BrokenImageError as broken:
-                self.keep_or_fail(broken)
-        raise self.all_broken()
-
-
-def _size(image: Tensor) -> str:
-    return f"{image.shape[-1]}x{image.shape[-2]}"
-
-
-def _check_index(index: int, count: int) -> None:
+def check_index(index: int, count: int) -> None:
+    """Raise `IndexError` unless 0 <= index < count."""
     if not 0 <= index < count:
         raise IndexError(f"image {index} of {count}")

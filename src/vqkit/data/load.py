@@ -7,12 +7,14 @@ from collections.abc import Callable
 from vqkit.config import DataConfig, Source
 from vqkit.data.folder import load_folder, load_photos
 from vqkit.data.image_set import ImageSet
+from vqkit.data.lmdb_images import load_lmdb
 from vqkit.data.originals import load_original
 from vqkit.data.parquet import load_parquet
 
 LOADERS: dict[Source, Callable[[DataConfig], ImageSet]] = {
     "folder": load_folder,
     "parquet": load_parquet,
+    "lmdb": load_lmdb,
     "mnist": load_original,
     "fashion_mnist": load_original,
     "cifar10": load_original,

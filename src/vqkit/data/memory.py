@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vqkit.config import DataConfig
+from vqkit.data.decoded import DecodedImages
 from vqkit.data.decoding import BrokenImageError
-from vqkit.data.image_set import ArrayImages, DecodedImages, ImageSet, Listing
+from vqkit.data.image_set import ArrayImages, ImageSet, Listing
+from vqkit.data.preparing import Pixels
 from vqkit.data.transforms import to_picture, with_channels
 from vqkit.data.workers import count_workers, ordered
 
@@ -20,7 +23,8 @@ _CHUNK = 256
 def from_pixels(config: DataConfig, listing: Listing, pixels: Tensor) -> ImageSet:
     """Build a set from uint8 (N, 1 or 3, H, W) that a file gave whole."""
     pixels = with_channels(pixels, config.channels)
-    if config.resize is None or config.resize == min(pixels.shape[-2:]):
+    sides = set(pixels.shape[-2:]) if config.stretch else {min(pixels.shape[-2:])}
+    if config.resize is None or sides == {config.resize}:
         return ArrayImages(config, listing, pixels)
     return hold_small(DecodedImages(config, listing, lambda i: to_picture(pixels[i])))
 
@@ -35,8 +39,7 @@ def hold_small(images: DecodedImages) -> ImageSet:
     _, height, width = sample.shape
     if height * width > _SMALL or sample.nbytes * len(images) > ARRAY_BYTES:
         return images
-    pixels = torch.empty((len(images), *sample.shape), dtype=torch.uint8)
-    rows = pixels.numpy()
+    rows = np.empty((len(images), *sample.shape), dtype=np.uint8)
     good = torch.ones(len(images), dtype=torch.bool)
 
     def fill(start: int) -> bool:
@@ -49,7 +52,7 @@ def hold_small(images: DecodedImages) -> ImageSet:
                 continue
             if image.shape != sample.shape:
                 return False
-            rows[index] = image.numpy()  # half the cost of indexing a tensor
+            rows[index] = image
         return True
 
     starts = range(0, len(images), _CHUNK)
@@ -57,10 +60,10 @@ def hold_small(images: DecodedImages) -> ImageSet:
     for same_size in ordered(fill, starts, workers=workers, ahead=2 * workers):
         if not same_size:
             return images
-    return images.as_array(pixels, good)
+    return images.as_array(torch.from_numpy(rows), good)
 
 
-def _first_readable(images: DecodedImages) -> Tensor:
+def _first_readable(images: DecodedImages) -> Pixels:
     for index in range(len(images)):
         try:
             return images.prepare(index)

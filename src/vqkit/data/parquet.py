@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqkit.config import DataConfig
-from vqkit.data.decoding import BrokenImageError, decode
+from vqkit.data.decoded import DecodedImages
+from vqkit.data.decoding import BrokenImageError
 from vqkit.data.folder import existing
-from vqkit.data.image_set import DecodedImages, ImageSet, Listing
+from vqkit.data.image_set import ImageSet, Listing
 from vqkit.data.memory import hold_small
 
 if TYPE_CHECKING:
@@ -97,9 +98,7 @@ def read_parquet(config: DataConfig, files: list[Path]) -> ImageSet:
         files=lambda: ((file.name, file.stat().st_size) for file in files),
         labels=torch.tensor(labels, dtype=torch.int64) if len(labels) == count else None,
     )
-    return hold_small(
-        DecodedImages(config, listing, lambda i: decode(encoded(i), name(i), config.channels))
-    )
+    return hold_small(DecodedImages(config, listing, encoded, fetch=bytes))
 
 
 def _batches(file: Path) -> Iterator[tuple[Any, list[int]]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import chain, count
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +16,12 @@ from torch import Tensor
 
 from vqkit.data.decoding import BrokenImageError
 from vqkit.data.image_set import ArrayImages, ImageSet
-from vqkit.data.workers import count_workers, ordered
+from vqkit.data.preparing import Pixels
+from vqkit.data.workers import ordered
 
 _ORDER, _DRAWS = 0, 1
+_RUN = 4
+"""Images that an evaluation asks for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,9 @@ class BatchStream:
 
     def batch(self, step: int) -> Batch:
         """This rank's share of global batch `step` (0, 1, …): batch_size/world_size images."""
+        return self._batch(self.image_set, step)
+
+    def _batch(self, images: ImageSet, step: int) -> Batch:
         if step < 0:
             raise ValueError(f"step={step}: must not be negative; the first batch is step 0")
         number, position = divmod(step, self.batches_per_epoch)
@@ -98,20 +106,21 @@ class BatchStream:
         items = epoch.order[start : start + self.batch_size][self._share]
         draws = epoch.draws[items]
         indices = (items % len(self.image_set)).tolist()
-        images, keys = self.image_set.gather(indices, draws[:, :2])
-        if self.image_set.config.flip:
-            mirrored = torch.from_numpy(draws[:, 2] < 0.5)[:, None, None, None]
-            images = torch.where(mirrored, images.flip(-1), images)
-        return Batch(images, keys)
+        return Batch(*images.gather(indices, draws))
 
     def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """Yield batches `start_step`, `start_step` + 1, … without end, prepared ahead by threads.
+        """Yield batches `start_step`, `start_step` + 1, … without end, prepared ahead.
 
-        A few batches wait at most. An error of a worker is raised here; close the generator (or let
-        it go) to stop its threads.
+        Threads prepare them, or the processes of `data.workers`. A few batches wait at most. An
+        error of a worker is raised here; a process that was killed is a `ChildProcessError`. Close
+        the generator (or let it go) to stop threads and processes.
         """
-        workers = 1 if self.image_set.in_memory else count_workers()
-        return ordered(self.batch, count(start_step), workers=workers, ahead=workers + 1)
+        with self.image_set.reading() as images:
+            threads = images.parallel
+            make = partial(self._batch, images)
+            yield from ordered(
+                make, count(start_step), workers=threads, ahead=threads + 1, stop=images.stop
+            )
 
     def _epoch(self, number: int) -> _Epoch:
         with self._lock:
@@ -140,31 +149,29 @@ def iterate_once(image_set: ImageSet, batch_size: int) -> Iterator[Batch]:
             yield Batch(pixels, [image_set.name(start + i) for i in range(len(pixels))])
         return
 
-    def readable(index: int) -> Tensor | None:
-        try:
-            return image_set.image(index)
-        except BrokenImageError as broken:
-            image_set.keep_or_fail(broken)
-            return None
-
-    workers = count_workers()
-    images: list[Tensor] = []
+    runs = [range(i, min(i + _RUN, len(image_set))) for i in range(0, len(image_set), _RUN)]
+    batch: list[Pixels] = []
     keys: list[str] = []
-    found = False
-    for index, image in enumerate(
-        ordered(readable, range(len(image_set)), workers=workers, ahead=4 * workers)
-    ):
-        if image is None:
-            continue
-        found = True
-        if images and (len(images) == batch_size or image.shape != images[0].shape):
-            yield Batch(torch.stack(images), keys)
-            images, keys = [], []
-        images.append(image)
-        keys.append(image_set.name(index))
-    if not found:
+    with image_set.reading() as source, closing(_in_order(source, runs)) as found:
+        for index, image in enumerate(chain.from_iterable(found)):
+            if isinstance(image, BrokenImageError):
+                image_set.keep_or_fail(image)
+                continue
+            if batch and (len(batch) == batch_size or image.shape != batch[0].shape):
+                yield Batch(torch.from_numpy(np.stack(batch)), keys)
+                batch, keys = [], []
+            batch.append(image)
+            keys.append(image_set.name(index))
+    if not batch:
         raise image_set.all_broken()
-    yield Batch(torch.stack(images), keys)
+    yield Batch(torch.from_numpy(np.stack(batch)), keys)
+
+
+def _in_order(
+    source: ImageSet, runs: list[range]
+) -> Generator[list[Pixels | BrokenImageError], None, None]:
+    threads = source.parallel
+    return ordered(source.several, runs, workers=threads, ahead=threads + 1, stop=source.stop)
 
 
 def _draw_epoch(seed: int, number: int, items: int) -> _Epoch:

@@ -1,14 +1,13 @@
-"""What happens to pixels between file and network: resize, crop, grey, and the range [-1, 1]."""
+"""Tensors of pixels: crops of many images at once, grey, and the range [-1, 1]."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vqkit.data.decoding import check_pixels
+from vqkit.data.preparing import middle
 
 # Fixed-point weights of Pillow's "L" conversion (ITU-R 601): arrays and files agree bit for bit.
 _LUMA = (19595, 38470, 7471)
@@ -28,52 +27,16 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.to(torch.float32).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
-def resize_shorter(image: Image.Image, side: int) -> Image.Image:
-    """Resize so that the shorter side has `side` pixels (Pillow's antialiased bicubic filter).
-
-    A result above Pillow's limit for decompression bombs (a strip 1 pixel high) is a `ValueError`.
-    """
-    shorter = min(image.size)
-    width, height = (max(1, round(length * side / shorter)) for length in image.size)
-    if (width, height) == image.size:
-        return image
-    check_pixels((width, height))
-    return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Copy a Pillow image of mode "L" or "RGB" to a uint8 tensor (C, H, W)."""
-    pixels = np.array(image, dtype=np.uint8)
-    if pixels.ndim == 2:
-        return torch.from_numpy(pixels)[None]
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
 def to_picture(image: Tensor) -> Image.Image:
     """Turn a uint8 tensor (1 or 3, H, W) into a Pillow image of mode "L" or "RGB"."""
     pixels = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
 
 
-def check_crop(name: str, image: Tensor, crop_size: int) -> None:
-    """Raise `ValueError` naming the file if `image` (..., H, W) is smaller than the crop."""
-    height, width = image.shape[-2:]
-    if min(height, width) < crop_size:
-        raise ValueError(
-            f"data.crop_size={crop_size}: {name} is only {width}x{height} (width x height); "
-            f"set data.resize={crop_size} or more, choose a smaller crop, or leave the file out"
-        )
-
-
 def center_crop(images: Tensor, crop_size: int) -> Tensor:
     """Cut the middle square of (..., H, W); of an odd rest the larger part lies below and right."""
-    top, left = ((length - crop_size) // 2 for length in images.shape[-2:])
+    top, left = middle(images.shape, crop_size)
     return images[..., top : top + crop_size, left : left + crop_size].contiguous()
-
-
-def corner(length: int, crop_size: int, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Turn draws from [0, 1) into crop starts, uniform over 0..length-crop_size."""
-    return np.floor(draws * (length - crop_size + 1)).astype(np.int64)
 
 
 def crop_each(images: Tensor, tops: Tensor, lefts: Tensor, crop_size: int) -> Tensor:

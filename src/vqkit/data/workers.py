@@ -25,11 +25,13 @@ def ordered(
     *,
     workers: int,
     ahead: int,
+    stop: Callable[[], None] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield `function(argument)` in the order of `arguments`, computing at most `ahead` in advance.
 
     An exception of a worker is raised here, at its place in the order. Closing the generator (also
-    by Ctrl-C or garbage collection) cancels what has not begun and waits for what has.
+    by Ctrl-C or garbage collection) cancels what has not begun, calls `stop`, which may cut short
+    what has, and waits for it.
     """
     remaining = iter(arguments)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vqkit-data")
@@ -42,4 +44,7 @@ def ordered(
             waiting.extend(pool.submit(function, argument) for argument in islice(remaining, 1))
             yield result
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        if stop is not None:
+            stop()
+        pool.shutdown(wait=True)
