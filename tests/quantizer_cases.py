@@ -44,10 +44,6 @@ def looc_around_rq():
     return GridQuantizer(SharedSegments(rq(8, 4, num_levels=2).quantizer, 3))
 
 
-def interpolated_rq():
-    return GridQuantizer(rq(8, 4, num_levels=2).quantizer, beta=2)
-
-
 def residual_of_segments():
     return GridQuantizer(Residual(SharedSegments(vq_vae(8, 4).quantizer, 3), 2))
 
@@ -73,11 +69,13 @@ CASES = {
     "cvq random": preset("cvq", num_codes=12, dim=4, anchors="random"),
     "cvq probrandom": preset("cvq", num_codes=12, dim=4, anchors="probrandom", metric="l2"),
     "cvq contrastive": preset("cvq", num_codes=12, dim=4, contrastive=1.0),
+    "cvq beta 2": preset("cvq", num_codes=12, dim=4, beta=2),
     "sq_vae": preset("sq_vae", num_codes=12, dim=4),
     "sq_vae hard": preset("sq_vae", num_codes=12, dim=4, draw="hard"),
     "pq": preset("pq", num_codes=12, dim=4, num_segments=3),
     "pq cvq": preset("pq", num_codes=12, dim=4, num_segments=3, update="cvq"),
     "rq": preset("rq", num_codes=12, dim=4, num_levels=3),
+    "rq beta 2": preset("rq", num_codes=12, dim=4, num_levels=2, beta=2),
     "rq own books": preset("rq", num_codes=12, dim=4, num_levels=3, shared=False),
     "simvq": preset("simvq", num_codes=12, dim=4),
     "vqgan_lc": preset("vqgan_lc", features=features(), dim=4, in_channels=6),
@@ -93,24 +91,20 @@ CASES = {
         "looc", num_codes=12, dim=4, num_segments=3, beta=3, layout="official", update="none"
     ),
     "movq_codes": preset("movq_codes", num_codes=12, dim=4),
+    "movq_codes beta 2": preset("movq_codes", num_codes=12, dim=4, beta=2),
     "fsq": preset("fsq", levels=(4, 5, 3)),
     "lfq": preset("lfq", dim=4),
     "lfq bit by bit": preset("lfq", dim=4, joint_bits=0, in_channels=6),
     "rotation": preset("rotation", num_codes=12, dim=4),
     "dual with cvq local": dual_with_cvq_local,
     "looc around rq": looc_around_rq,
-    "interpolated rq": interpolated_rq,
     "residual of segments": residual_of_segments,
     "two neighbours": two_neighbours,
     "lattice and cvq": lattice_and_cvq,
 }
 MISSING = set(PRESETS) - {name.split()[0] for name in CASES}
 assert not MISSING, f"presets without a case: {MISSING}"
-PERMUTES = [
-    name
-    for name in CASES
-    if "beta" not in name and name not in ("interpolated rq", "looc official")
-]
+PERMUTES = [name for name in CASES if "beta" not in name and name != "looc official"]
 
 
 def make(name, seed=0):

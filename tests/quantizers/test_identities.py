@@ -43,15 +43,17 @@ def assert_train_alike(first, second, steps=3):
     assert torch.equal(first(z).z_q, second(z).z_q)
 
 
-def test_looc_of_one_segment_is_cvq():
-    first, second = looc(12, 6, num_segments=1), cvq(12, 6)
+@pytest.mark.parametrize("beta", [1, 2])
+def test_looc_of_one_segment_is_cvq(beta):
+    first, second = looc(12, 6, num_segments=1, beta=beta), cvq(12, 6, beta=beta)
     copy_codes(first, second)
     assert_train_alike(first, second)
 
 
-def test_looc_of_four_segments_is_movq():
-    first = looc(12, 4, num_segments=4, metric="l2", update="none")
-    second = movq_codes(12, 4)
+@pytest.mark.parametrize("beta", [1, 2])
+def test_looc_of_four_segments_is_movq(beta):
+    first = looc(12, 4, num_segments=4, metric="l2", update="none", beta=beta)
+    second = movq_codes(12, 4, beta=beta)
     copy_codes(first, second)
     assert_train_alike(first, second)
 

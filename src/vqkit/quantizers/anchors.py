@@ -75,7 +75,12 @@ class Anchors(UpdateRule):
         codes = codebook.table(clock).detach()
         anchors = self.source.take(codes, clock).to(codes)
         codebook.write(codes.lerp(anchors, pull[..., None].to(codes)))
+        self.forget()
+
+    def forget(self) -> None:
+        """Clear the statistics."""
         self.counts.zero_()
+        self.source.forget()
 
     def summary(self) -> str:
         """Name the rule."""
@@ -102,7 +107,11 @@ class AnchorSource(Statistics):
         raise NotImplementedError
 
     def take(self, codes: Tensor, clock: Clock) -> Tensor:
-        """Return the anchors of codes (G, K, D), and begin the next step."""
+        """Return the anchors of codes (G, K, D)."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Begin the next step, or this one again."""
         raise NotImplementedError
 
     def _take_from(self, winner: Tensor, anchors: Tensor) -> None:
@@ -141,10 +150,12 @@ class ClosestVectors(AnchorSource):
     def take(self, codes: Tensor, clock: Clock) -> Tensor:
         """Return the anchors, (G, K, D); a code without one (no finite vector) stays itself."""
         found = torch.isfinite(self.scores)[..., None]
-        anchors = torch.where(found, self.anchors, codes.to(self.anchors))
+        return torch.where(found, self.anchors, codes.to(self.anchors))
+
+    def forget(self) -> None:
+        """Forget the best vectors."""
         self.anchors.zero_()
         self.scores.fill_(-math.inf)
-        return anchors
 
 
 class VectorPool(AnchorSource):
@@ -167,14 +178,17 @@ class VectorPool(AnchorSource):
         self.sample.reduce()
 
     def take(self, codes: Tensor, clock: Clock) -> Tensor:
-        """Return the refreshed pool, (G, K, D), and begin the next step."""
+        """Return the refreshed pool, (G, K, D)."""
         rows = self.sample.sorted()[1]
         position = torch.arange(self.anchors.shape[1], device=rows.device)
         places = clock.uniform(POOL_ORDER, position).argsort()[: rows.shape[1]]
         found = torch.isfinite(rows).all(-1, keepdim=True)
         self.anchors[:, places] = torch.where(found, rows, self.anchors[:, places])
-        self.sample.clear()
         return self.anchors.clone()
+
+    def forget(self) -> None:
+        """Forget the sample; the pool stays."""
+        self.sample.clear()
 
 
 class WeightedDraws(AnchorSource):
@@ -216,12 +230,16 @@ class WeightedDraws(AnchorSource):
             rows = sample_softmax_rows(self.rows, self.codes, within, self.metric)
             drawn = take_rows(self.rows, rows)
         self._take_from(winner, drawn)
-        self.rows = self.rows[:, :0].clone()
+        self.forget()
 
     def take(self, codes: Tensor, clock: Clock) -> Tensor:
         """Return the anchors, (G, K, D); a code whose draw found no finite vector stays itself."""
         found = torch.isfinite(self.anchors).all(-1, keepdim=True)
         return torch.where(found, self.anchors, codes.to(self.anchors))
+
+    def forget(self) -> None:
+        """Forget the vectors that wait."""
+        self.rows = self.rows[:, :0].clone()
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}rows" in state:  # as many as were waiting when it was saved

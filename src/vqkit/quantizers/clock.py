@@ -117,6 +117,10 @@ class Clock(nn.Module):
     def advance(self) -> None:
         """Begin the next step."""
         self.step += 1
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin this step again."""
         self.rows.zero_()
         self.has_rows = False
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,17 @@ from vqkit.search import nearest
 from .assignments import Nearest
 from .codebooks import check_count
 from .estimators import Estimator, straight_through
+from .joining import (
+    Reduction,
+    check_distinct,
+    check_level,
+    concatenate,
+    joined_weights,
+    term_weight,
+    weighted_terms,
+)
 from .quantizer import Quantizer, SearchCost, VectorQuantizer, check_quantizer, join_path
 from .records import Quantized, Slot
-
-Reduction = Literal["sum", "mean"]
 
 
 class SharedSegments(Quantizer):
@@ -60,6 +66,10 @@ class SharedSegments(Quantizer):
         segments = ids.reshape(*ids.shape[:-1], self.num_segments, len(self.quantizer.slots))
         return self.quantizer.lookup(segments).flatten(-2)
 
+    def term_weights(self) -> dict[str, float]:
+        """Return the weight of every term of `quantize`, by its path."""
+        return self.quantizer.term_weights()
+
     def search_costs(self) -> list[SearchCost]:
         """List the searches that one vector needs."""
         costs = self.quantizer.search_costs()
@@ -92,13 +102,13 @@ class Split(Quantizer):
         for name in parts:
             if not name.isidentifier() or name == "code" or hasattr(nn.ModuleDict, name):
                 raise ValueError(f"parts: {name!r} cannot name a part; use a word such as 'local'")
-        _check_distinct(list(parts.values()), "SharedSegments")
+        check_distinct(list(parts.values()), "SharedSegments")
         self.parts = nn.ModuleDict(parts)
-        self.weight = _term_weight(reduction, len(parts))
+        self.weight = term_weight(reduction, len(parts))
         self.sizes = [part.channels for part in parts.values()]
         self.tokens = [len(part.slots) for part in parts.values()]
         self.channels = sum(self.sizes)
-        self.slots, self.books = _concatenate(parts)
+        self.slots, self.books = concatenate(parts)
 
     def quantize(self, z: Tensor) -> Quantized:
         """Quantize vectors (B, P, channels); ids are (B, P, T)."""
@@ -114,7 +124,7 @@ class Split(Quantizer):
         return Quantized(
             torch.cat([q.z_q for q in found.values()], -1),
             torch.cat([q.ids for q in found.values()], -1),
-            _weighted_terms(found, self.weight),
+            weighted_terms(found, self.weight),
         )
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -122,6 +132,10 @@ class Split(Quantizer):
         pieces = ids.split(self.tokens, -1)
         parts = [part for _, part in self._quantizers()]
         return torch.cat([p.lookup(i) for p, i in zip(parts, pieces, strict=True)], -1)
+
+    def term_weights(self) -> dict[str, float]:
+        """Return the weight of every term of `quantize`, by its path."""
+        return joined_weights(dict(self._quantizers()), self.weight)
 
     def search_costs(self) -> list[SearchCost]:
         """List the searches that one vector needs."""
@@ -191,14 +205,14 @@ class Residual(Quantizer):
         check_count("num_levels", count)
         if not self.shared and count != len(books):
             raise ValueError(f"num_levels={count}: {len(books)} quantizers were given")
-        _check_distinct(books, "Residual(quantizer, num_levels)")
+        check_distinct(books, "Residual(quantizer, num_levels)")
         for book in books:
-            _check_level(book, books[0].channels)
+            check_level(book, books[0].channels)
         self.quantizers, self.num_levels = nn.ModuleList(books), count
         self.estimator = estimator
         self.channels = books[0].channels
         named = {f"level{i}": self._level(i) for i in range(count)}
-        self.slots, separate = _concatenate(named)
+        self.slots, separate = concatenate(named)
         if self.shared:  # every level draws from the same books
             each = len(books[0].slots)
             self.books = tuple(
@@ -225,7 +239,7 @@ class Residual(Quantizer):
             found[f"level{level}"] = part
         assert total is not None
         ids = torch.cat([part.ids for part in found.values()], -1)
-        terms = _weighted_terms(found, _term_weight("mean", self.num_levels))
+        terms = weighted_terms(found, term_weight("mean", self.num_levels))
         return Quantized(self.estimator(z, total), ids, terms)
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -235,6 +249,11 @@ class Residual(Quantizer):
         for level in range(1, self.num_levels):
             total = total + self._level(level).lookup(pieces[level])
         return total
+
+    def term_weights(self) -> dict[str, float]:
+        """Return the weight of every term of `quantize`, by its path."""
+        levels = {f"level{level}": self._level(level) for level in range(self.num_levels)}
+        return joined_weights(levels, term_weight("mean", self.num_levels))
 
     def search_costs(self) -> list[SearchCost]:
         """List the searches that one vector needs."""
@@ -251,50 +270,3 @@ class Residual(Quantizer):
         return f"residual, {self.num_levels} levels, {books} codes" + (
             "" if inner == "whole" else f", of {inner}"
         )
-
-
-def _check_distinct(quantizers: Sequence[Quantizer], remedy: str) -> None:
-    for quantizer in quantizers:
-        check_quantizer(quantizer)
-    if len({id(quantizer) for quantizer in quantizers}) < len(quantizers):
-        raise ValueError(f"a quantizer is given twice; use {remedy} to share its codes")
-
-
-def _check_level(quantizer: Quantizer, channels: int) -> None:
-    if quantizer.channels != channels:
-        raise ValueError(
-            f"levels of a residual need equal channels, got {quantizer.channels} and {channels}"
-        )
-    for leaf in quantizer.leaves():
-        measured = isinstance(leaf.assignment, Nearest) and leaf.assignment.metric == "l2"
-        if not measured or leaf.codebook.spherical:
-            raise ValueError(
-                f"a residual needs levels that take the nearest code by L2 in plain space, not "
-                f"{leaf.assignment.summary()} on {leaf.codebook.summary()}"
-            )
-
-
-def _term_weight(reduction: str, count: int) -> float:
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction={reduction!r}: expected 'sum' or 'mean'")
-    return 1.0 if reduction == "sum" else 1 / count
-
-
-def _weighted_terms(found: Mapping[str, Quantized], weight: float) -> dict[str, Tensor]:
-    return {
-        join_path(name, key): value * weight
-        for name, part in found.items()
-        for key, value in part.terms.items()
-    }
-
-
-def _concatenate(
-    parts: Mapping[str, Quantizer],
-) -> tuple[tuple[Slot, ...], tuple[tuple[int, ...], ...]]:
-    slots: list[Slot] = []
-    books: list[tuple[int, ...]] = []
-    for name, part in parts.items():
-        first = len(slots)
-        slots += [Slot(join_path(name, slot.name), slot.num_codes) for slot in part.slots]
-        books += [tuple(first + slot for slot in book) for book in part.books]
-    return tuple(slots), tuple(books)

@@ -107,6 +107,10 @@ class GridQuantizer(Stepping):
         """Whether z_q mixes codes in training, so that ids do not determine it there."""
         return self.quantizer.relaxed
 
+    def term_weights(self) -> dict[str, float]:
+        """Return the weight of every term of a forward, by its path; what is paid is weighted."""
+        return self.quantizer.term_weights()
+
     def describe(self, height: int, width: int, *, batch_size: int = 1) -> QuantizerDescription:
         """State rate, storage, cost and memory for feature maps of height × width positions."""
         return describe_quantizer(self, height, width, batch_size)

@@ -1,8 +1,8 @@
 """Every method as one composition of parts. Read this file to compare the literature.
 
 `num_codes` is K, `dim` the length d* of one codevector; `in_channels` adds 1×1 projections in and
-out. A quantizer takes feature maps with `quantizer.channels` channels. β of VQ-VAE is two weights:
-`commitment` pulls the encoder, `codebook` pulls the codes.
+out, `beta` LooC's interpolation. A quantizer takes feature maps with `quantizer.channels` channels.
+β of VQ-VAE is two weights: `commitment` pulls the encoder, `codebook` pulls the codes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from . import estimators
 from .anchors import Anchors
 from .assignments import GumbelLogits, LatticePoint, Nearest, StochasticDistance
 from .codebooks import (
@@ -24,10 +25,9 @@ from .codebooks import (
     normal_codes,
     uniform_codes,
 )
-from .compose import Reduction, Residual, SharedSegments, Split
-from .estimators import rotation as rotate
-from .estimators import through_weights
+from .compose import Residual, SharedSegments, Split
 from .grid import GridQuantizer, Layout
+from .joining import Reduction
 from .lattice import BinaryLattice, ScalarLattice
 from .quantizer import VectorQuantizer
 from .refiners import transformer_refiner
@@ -107,7 +107,7 @@ def gumbel(
         FreeCodebook(normal_codes(num_codes, dim)),
         assignment,
         terms=(UniformKL(weight=kl),),
-        estimator=through_weights,
+        estimator=estimators.through_weights,
     )
     return GridQuantizer(quantizer, in_channels=in_channels)
 
@@ -166,6 +166,7 @@ def cvq(
     decay: float = 0.99,
     commitment: float = 0.25,
     contrastive: float = 0.0,
+    beta: int = 1,
     in_channels: int | None = None,
 ) -> GridQuantizer:
     """CVQ-VAE: seldom-used codes are drawn to features, online (arXiv:2307.15139)."""
@@ -177,7 +178,7 @@ def cvq(
         commitment=commitment,
         contrastive=contrastive,
     )
-    return GridQuantizer(quantizer, in_channels=in_channels)
+    return GridQuantizer(quantizer, beta=beta, in_channels=in_channels)
 
 
 def sq_vae(
@@ -207,7 +208,7 @@ def sq_vae(
         FreeCodebook(normal_codes(num_codes, dim)),
         assignment,
         terms=(CategoricalEntropy(weight=1.0), GaussianError(weight=1.0)),
-        estimator=through_weights,
+        estimator=estimators.through_weights,
     )
     return GridQuantizer(quantizer, in_channels=in_channels)
 
@@ -239,6 +240,7 @@ def rq(
     commitment: float = 0.25,
     decay: float = 0.99,
     restart_below: float | None = 1.0,
+    beta: int = 1,
     in_channels: int | None = None,
 ) -> GridQuantizer:
     """RQ-VAE: each level quantizes what the levels before left over (arXiv:2203.01941)."""
@@ -250,7 +252,7 @@ def rq(
         return VectorQuantizer(book, Nearest(), terms=terms, rules=(rule,))
 
     levels = level() if shared else [level() for _ in range(num_levels)]
-    return GridQuantizer(Residual(levels, num_levels), in_channels=in_channels)
+    return GridQuantizer(Residual(levels, num_levels), beta=beta, in_channels=in_channels)
 
 
 def simvq(
@@ -352,8 +354,7 @@ def looc(
     book = FreeCodebook(uniform_codes(num_codes, dim))
     rules = _update_rules(update, book, anchors, metric)
     each = VectorQuantizer(book, Nearest(metric), terms=_paid(1.0, commitment), rules=rules)
-    segments = num_segments * beta**2 if layout == "official" else num_segments
-    quantizer = SharedSegments(each, segments)
+    quantizer = SharedSegments(each, num_segments * (beta**2 if layout == "official" else 1))
     return GridQuantizer(quantizer, beta=beta, layout=layout, in_channels=in_channels)
 
 
@@ -363,12 +364,13 @@ def movq_codes(
     *,
     num_segments: int = 4,
     commitment: float = 0.25,
+    beta: int = 1,
     in_channels: int | None = None,
 ) -> GridQuantizer:
     """MoVQ's multichannel codes, without its modulated decoder (arXiv:2209.09002, section 3.2)."""
     book = FreeCodebook(uniform_codes(num_codes, dim))
     each = VectorQuantizer(book, Nearest(), terms=_paid(1.0, commitment))
-    return GridQuantizer(SharedSegments(each, num_segments), in_channels=in_channels)
+    return GridQuantizer(SharedSegments(each, num_segments), beta=beta, in_channels=in_channels)
 
 
 def fsq(levels: Sequence[int] = (8, 5, 5, 5), *, in_channels: int | None = None) -> GridQuantizer:
@@ -406,7 +408,7 @@ def rotation(
     """The rotation trick instead of straight-through (arXiv:2410.06424)."""
     book = FreeCodebook(uniform_codes(num_codes, dim))
     terms = _paid(codebook, commitment)
-    quantizer = VectorQuantizer(book, Nearest(), terms=terms, estimator=rotate)
+    quantizer = VectorQuantizer(book, Nearest(), terms=terms, estimator=estimators.rotation)
     return GridQuantizer(quantizer, in_channels=in_channels)
 
 
@@ -421,11 +423,10 @@ def _update_rules(
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if not isinstance(value, Sequence) or len(value) != 2:
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2:
         raise ValueError(f"{value!r}: give one size, or a pair (global, local)")
-    return value[0], value[1]
+    return pair[0], pair[1]
 
 
 PRESETS: dict[str, Callable[..., GridQuantizer]] = {

@@ -6,7 +6,7 @@ Every quantizer, whole or composed, maps vectors (B, P, channels) to `Quantized`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,10 @@ class Quantizer(nn.Module):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Turn tokens (..., T) into vectors (..., channels): the only way back from tokens."""
+        raise NotImplementedError
+
+    def term_weights(self) -> dict[str, float]:
+        """Return the weight of every term of `quantize`, by its path."""
         raise NotImplementedError
 
     def search_costs(self) -> list[SearchCost]:
@@ -120,6 +124,8 @@ class VectorQuantizer(Quantizer):
         self.clock = Clock()
         self.collects = True
         """Whether the rules see a training forward; not if its vectors were no numbers."""
+        self.watcher: Callable[[Tensor], None] | None = None
+        """Is shown the vectors (G, N, D) of every training forward, in the space of the codes."""
         self.channels = codebook.groups * codebook.dim
         self._name_slots()
         self._check_parts()
@@ -176,6 +182,8 @@ class VectorQuantizer(Quantizer):
             assigned = self.assignment.assigned(z, ids, self.codebook.table(self.clock), batch)
         terms = {term.name: term(assigned) for term in self.terms}
         if self.training:
+            if self.watcher is not None:
+                self.watcher(z)
             with torch.no_grad():
                 for rule in self.rules if self.collects else ():
                     assert isinstance(rule, UpdateRule)
@@ -209,6 +217,17 @@ class VectorQuantizer(Quantizer):
             rule.apply_to(self.codebook, self.clock)
         self.codebook.drop_cache()
         self.clock.advance()
+
+    def forget(self) -> None:
+        """Drop the rules' statistics: the step was given up."""
+        for rule in self.rules:
+            assert isinstance(rule, UpdateRule)
+            rule.forget()
+        self.clock.forget()
+
+    def term_weights(self) -> dict[str, float]:
+        """Return the weight of every term, by its name."""
+        return {term.name: term.weight for term in self.terms}
 
     def search_costs(self) -> list[SearchCost]:
         """List the searches that one vector needs."""

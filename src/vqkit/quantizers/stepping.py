@@ -54,6 +54,14 @@ class Stepping(nn.Module):
         self.drop_cache()
         self._set_stage(_IDLE)
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Drop what training forwards have gathered since the last `step`: it was given up."""
+        self._open = False
+        for leaf in self.quantizer.leaves():
+            leaf.forget()
+        self._set_stage(_IDLE)
+
     def set_micro_batches(self, count: int) -> None:
         """Tell how many training forwards make one step (gradient accumulation).
 

@@ -71,6 +71,10 @@ class UpdateRule(Statistics):
         """Write the codes from the reduced statistics and clear them."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Clear the statistics."""
+        raise NotImplementedError
+
     def summary(self) -> str:
         """Name the rule, for generated tables."""
         raise NotImplementedError
@@ -215,8 +219,14 @@ class EMA(UpdateRule):
         # Laplace smoothing of the counts; the buffer itself stays unsmoothed.
         smoothed = (self.counts + self.eps) / (total + self.counts.shape[-1] * self.eps) * total
         codebook.write(self.sums / smoothed[..., None])
+        self.forget()
+
+    def forget(self) -> None:
+        """Clear the statistics."""
         self.new_counts.zero_()
         self.new_sums.zero_()
+        if self.sample is not None:
+            self.sample.clear()
 
     def _restart(self, sample: RowSample, clock: Clock) -> None:
         """Put dead codes on vectors of the sample."""
@@ -243,7 +253,6 @@ class EMA(UpdateRule):
         fresh = torch.where(taken[:, None], fresh, self.sums[group, code])
         self.sums[group, code] = fresh
         self.counts[group, code] = torch.where(taken, 1.0, self.counts[group, code])
-        sample.clear()
 
     def summary(self) -> str:
         """Name the rule."""
