@@ -1,7 +1,8 @@
 """Everything that needs a CUDA device, in one command: checks, search, k-means, steps, trainings.
 
-    python on_cuda.py --out OUT [--parts checks search kmeans presets trainings]
-    python on_cuda.py --out OUT --data DATA [--minutes 20] [--at_once 8]
+    python on_cuda.py --out OUT [--parts checks search kmeans presets vqgan]
+    python on_cuda.py --out OUT --parts photos --photos PHOTOS [--photo-minutes 3]
+    python on_cuda.py --out OUT --parts trainings --data DATA [--minutes 20] [--at_once 8]
 
 checks     the kernels against the blocked search, CUDA graphs, torch.compile, a training step of
            every preset captured and compiled.
@@ -10,6 +11,10 @@ kmeans     seconds of Lloyd's iterations, 10 million x 768 -> 100,000 (16 GB; `-
 presets    every preset on the device against the CPU: same ids but for near ties, `lookup` equal to
            `z_q` bit for bit, bf16 autocast, a state saved and continued bit for bit; milliseconds
            of a training step at MNIST's sizes, median of 30.
+vqgan      images per second of the adversarial step at 256 x 256, bf16 and compiled, beside the
+           same step written plainly in float32; its share of the product rate (`vqgan_step.py`).
+photos     VQGAN and Dual on the photographs in PHOTOS/train and PHOTOS/val, full networks at
+           256 x 256, some minutes each; their curves as curves.json and curves.md.
 trainings  LooC's and its rivals' recipes on DATA/mnist, several at a time, until the minutes are
            over; a second call goes on where they stopped. Left out without --data.
 
@@ -37,6 +42,7 @@ from cuda_checks import checks_part
 from cuda_kmeans import kmeans_part
 from cuda_search import search_part
 from side_by_side import Page, limits
+from vqgan_step import vqgan_part
 
 from vqkit.config import NetworkConfig, QuantizerConfig
 from vqkit.models import ImageTokenizer, TokenizerConfig
@@ -131,7 +137,43 @@ def train_all(names: list[str], data: Path, out: Path, seconds: float, at_once: 
         process.wait()
 
 
-PARTS = ("checks", "search", "kmeans", "presets", "trainings")
+PARTS = ("checks", "search", "kmeans", "presets", "vqgan", "photos", "trainings")
+CURVES = ("photos_vqgan", "photos_vqgan_dual")
+KEPT = ("step", "seconds", "l1", "reconstruction", "perplexity", "codes_used", "adaptive_weight")
+"""Numbers of a line of the log that make the curves, and all of its validation."""
+
+
+def photos_part(page: Page, photos: Path, out: Path, minutes: float) -> dict[str, Any]:
+    """Train VQGAN and Dual for some minutes each; return and print their curves."""
+    found: dict[str, Any] = {}
+    page.text("## VQGAN and Dual on photographs")
+    for name in CURVES:
+        run = out / "photos" / name
+        command = [sys.executable, "-m", "vqkit", "train", name, "--out", str(run)]
+        command += ["--path", str(photos / "train"), "--num_steps", "1000000", "--start", "1000"]
+        command += ["--network.width", "128", "--network.num_res_blocks", "2"]
+        command += ["--data.crop_size", "256", "--optim.batch_size", "16", "--optim.lr", "1.44e-4"]
+        command += ["--optim.precision", "bf16", "--optim.compile", "true"]
+        command += ["--optim.deterministic", "false", "--data.workers", "8"]
+        command += ["--validation.data.source", "folder", "--validation.every", "200"]
+        command += ["--validation.data.path", str(photos / "val")]
+        command += ["--validation.data.crop", "center", "--validation.data.crop_size", "256"]
+        process = subprocess.Popen(command)
+        try:
+            process.wait(timeout=60 * minutes)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        found[name] = [
+            {k: v for k, v in line.items() if k in KEPT or k.startswith("validation/")}
+            for line in lines
+        ]
+        scored = [line for line in found[name] if "validation/psnr" in line]
+        page.text(f"{name}: {lines[-1]['step']} steps in {lines[-1]['seconds']:.0f} s.")
+        keys = ("step", "seconds", "validation/psnr", "validation/l1", "validation/perplexity")
+        page.table(keys, [[line.get(key, "–") for key in keys] for line in scored])
+    return found
 
 
 def presets_part(page: Page, device: torch.device) -> dict[str, Any]:
@@ -167,6 +209,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--kmeans-clusters", type=int, default=100_000)
     parser.add_argument("--kmeans-iterations", type=int, default=3)
     parser.add_argument("--data", type=Path, default=None, help="folder with mnist")
+    parser.add_argument("--photos", type=Path, default=None, help="folder with train and val")
+    parser.add_argument("--photo-minutes", type=float, default=3)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--at_once", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=None, help="trainings; default all")
@@ -206,9 +250,15 @@ def main() -> None:
             iterations=arguments.kmeans_iterations,
         ),
         "presets": lambda: presets_part(page, device),
+        "vqgan": lambda: vqgan_part(
+            page, device, batch=16, pairs=arguments.pairs, quick=device.type == "cpu"
+        ),
+        "photos": lambda: photos_part(
+            page, arguments.photos, arguments.out, arguments.photo_minutes
+        ),
     }
     for name in arguments.parts:
-        if name != "trainings":
+        if name != "trainings" and (name != "photos" or arguments.photos is not None):
             result[name] = parts[name]()
             save(arguments.out, result, page)
     if "trainings" in arguments.parts and arguments.data is not None:

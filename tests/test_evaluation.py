@@ -11,9 +11,9 @@ from PIL import Image
 
 from vqkit.config import DataConfig, NetworkConfig, QuantizerConfig
 from vqkit.data import load_images
+from vqkit.data.share import Share
 from vqkit.evaluation import evaluate
 from vqkit.evaluation.evaluator import evaluating
-from vqkit.evaluation.share import Share
 from vqkit.metrics import DEFAULT, psnr, ssim, to_bytes
 from vqkit.models import ImageTokenizer, TokenizerConfig
 

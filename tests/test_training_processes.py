@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import (
     PRESETS,
+    adversarial_config,
     assert_same_run,
     comparable_log,
     run_config,
@@ -39,6 +40,11 @@ def images(tmp_path_factory):
 
 
 def start(config, out, place="none", step=0, processes=1):
+    command = command_of(config, out, place, step, processes)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+
+
+def command_of(config, out, place="none", step=0, processes=1):
     settings = out.with_suffix(".json")
     settings.write_text(json.dumps(to_dict(config)))
     launcher = [
@@ -49,8 +55,15 @@ def start(config, out, place="none", step=0, processes=1):
         "--standalone",
     ]
     command = [sys.executable, *(launcher if processes > 1 else [])]
-    command += [str(SCRIPT), str(settings), str(out), place, str(step)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+    return [*command, str(SCRIPT), str(settings), str(out), place, str(step)]
+
+
+def flat(line, prefix=""):
+    """A line of the log with the numbers of codebooks under names of their own."""
+    found = {}
+    for name, value in line.items():
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 @pytest.mark.parametrize(
@@ -91,11 +104,95 @@ def test_two_processes_are_one_on_the_whole_batch(preset, accumulate, images, tm
     train(config, out=tmp_path / "one", progress=False)
     for one, two in zip(*(comparable_log(tmp_path / x) for x in ("one", "two")), strict=True):
         assert one["tokens"] == two["tokens"]
-        for name, value in one.items():
-            assert two[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+        here, there = flat(one), flat(two)
+        for name, value in here.items():
+            assert there[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
     one, two = (load_file(tmp_path / x / "tokenizer/model.safetensors") for x in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def assert_two_are_one(config, tmp_path):
+    """Two processes end with the same bits, and within 1e-5 of one on the whole batch."""
+    done = start(config, tmp_path / "two", processes=2)
+    assert done.returncode == 0, done.stderr
+    last = config.optim.num_steps
+    ranks = [load_file(tmp_path / f"two_rank{rank}_{last}.safetensors") for rank in (0, 1)]
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
+    train(config, out=tmp_path / "one", progress=False)
+    for one, two in zip(*(comparable_log(tmp_path / x) for x in ("one", "two")), strict=True):
+        assert one["tokens"] == two["tokens"]
+        here, there = flat(one), flat(two)
+        assert here.keys() == there.keys()
+        for name, value in here.items():
+            assert there[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    step = f"step_{last:08}"
+    for file in ("tokenizer/model.safetensors", f"{step}/discriminator.safetensors"):
+        one, two = (load_file(tmp_path / x / file) for x in ("one", "two"))
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("preset", "accumulate"),
+    [
+        ("dual", 1),
+        pytest.param("looc", 1, marks=pytest.mark.slow),
+        pytest.param("vq_ema", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_with_a_discriminator_are_one(preset, accumulate, images, tmp_path):
+    config = adversarial_config(images, preset, optim__num_steps=6, optim__accumulate=accumulate)
+    assert_two_are_one(config, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "step"), [("one", 7), ("term", 6)])
+def test_two_processes_that_are_ended_go_on_bit_for_bit(place, step, images, tmp_path):
+    """One of the two is killed outright; or both are told to end, save, and leave."""
+    config = adversarial_config(images)
+    ended = start(config, tmp_path / "ended", place, step, processes=2)
+    assert ended.returncode != 0
+    newest = list_checkpoints(tmp_path / "ended")[-1].name
+    assert newest == "step_00000004" if place == "one" else newest > "step_00000004"
+    for name in ("ended", "whole"):
+        done = start(config, tmp_path / name, processes=2)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "ended", 12)
+
+
+@pytest.mark.soak
+def test_two_processes_ended_twenty_times_at_random(images, tmp_path):
+    """SIGKILL and SIGTERM in turn, whenever they hit, to a run with a discriminator."""
+    seed = int(os.environ.get("VQKIT_SOAK_SEED", "0"))
+    config = adversarial_config(images, optim__num_steps=1500, log__checkpoint_every=25)
+    done = start(config, tmp_path / "whole", processes=2)
+    assert done.returncode == 0, done.stderr
+    source, ends = np.random.default_rng(seed), []
+    while len(ends) < 20:
+        process = subprocess.Popen(
+            command_of(config, tmp_path / "ended", processes=2),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ,
+            start_new_session=True,
+        )
+        kind = (signal.SIGKILL, signal.SIGTERM)[len(ends) % 2]
+        try:
+            process.wait(timeout=source.uniform(6.0, 16.0))
+            break
+        except subprocess.TimeoutExpired:
+            if kind == signal.SIGKILL:
+                os.killpg(process.pid, kind)  # all processes at once, as a power failure
+            else:
+                process.send_signal(kind)
+            process.wait(timeout=120)
+            ends.append(kind.name)
+    done = start(config, tmp_path / "ended", processes=2)
+    assert done.returncode == 0, done.stderr
+    sys.stdout.write(f"ended {len(ends)} times: {' '.join(ends)}\n")
+    assert len(ends) >= 10
+    assert_same_run(tmp_path / "whole", tmp_path / "ended", 1500)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vqkit.config import (
+    AdversarialConfig,
     DataConfig,
     LogConfig,
     NetworkConfig,
@@ -18,6 +19,7 @@ from vqkit.config import (
     OptimConfig,
     QuantizerConfig,
     RunConfig,
+    VQGANNetwork,
     with_changes,
 )
 from vqkit.training import CLOCK_KEYS, read_log
@@ -64,6 +66,24 @@ def run_config(images, preset="looc", **changes):
     return with_changes(config, **changes)
 
 
+def adversarial_config(images, preset="looc", **changes):
+    """A run of 12 steps of 8 images of 16 x 16 pixels with VQGAN's networks and a discriminator."""
+    network = VQGANNetwork(
+        width=8,
+        multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_strides=(),
+        z_channels=8,
+        norm_groups=4,
+    )
+    judge = AdversarialConfig(
+        start=4, warmup=2, num_layers=1, width=4, norm="synced_batch", lecam=0.1, r1=0.1, r1_every=2
+    )
+    changes = {"network": network, "adversarial": judge, "optim__weight_ema": 0.9} | changes
+    # A large eps: Adam would make steps of the rounding noise of gradients that are zero.
+    return run_config(images, preset, **({"optim__eps": 1e-3} | changes))
+
+
 def comparable_log(folder):
     """The log without what depends on the clock."""
     lines = read_log(Path(folder) / "log.jsonl")
@@ -87,14 +107,17 @@ def kill_at(place, step):
     from vqkit.training import checkpoint, log
 
     def die():
-        os.kill(os.getpid(), signal.SIGKILL)
+        if place == "term":  # a pre-empted job: everything that torchrun started is told to end
+            os.kill(os.getppid(), signal.SIGTERM)
+        elif place != "one" or os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    if place == "step":
+    if place in ("step", "one", "term"):
         write = log.RunLog.write
 
         def write_and_die(self, line):
             write(self, line)
-            if line["step"] == step:
+            if line["step"] == step and (place != "term" or os.environ["RANK"] == "0"):
                 die()
 
         log.RunLog.write = write_and_die
@@ -115,7 +138,7 @@ def main(settings, out, place, step):
     from safetensors.torch import save_file
 
     from vqkit.config import from_dict
-    from vqkit.training import health, loop, train
+    from vqkit.training import health, train
 
     torch.set_num_threads(1)
     if place != "none":
@@ -127,7 +150,7 @@ def main(settings, out, place, step):
         agree(model, device, step)
 
     agree = health.check_ranks_agree
-    loop.health.check_ranks_agree = save_weights
+    health.check_ranks_agree = save_weights
     config = from_dict(RunConfig, json.loads(Path(settings).read_text()))
     train(config, out=out, progress=False)
 

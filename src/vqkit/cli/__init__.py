@@ -1,14 +1,19 @@
 """The command `vqkit`: one table of commands, each a module of this room with a function `run`.
 
+Exit codes: 0; 1, `vqkit doctor` has found a problem; 2, bad input, or a run that cannot go on; 130,
+stopped by Ctrl-C; 143, stopped by SIGTERM (a pre-empted job). After 130 and 143 of a training the
+same command goes on where it stopped. Under torchrun the launcher has an exit code of its own.
+
 This file answers `vqkit --help` and misspelt commands by itself, so that they need neither torch
-nor jsonargparse. What is wrong with the input is a ValueError, OSError or ImportError down in the
-library and one line on stderr here.
+nor jsonargparse. What is wrong with the input, or ends a run, is a ValueError, OSError, ImportError
+or MemoryError down in the library and one line on stderr here.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +24,9 @@ COMMANDS = {
     "train": "train a tokenizer from a recipe or a file of settings",
     "evaluate": "measure a tokenizer: quality, code usage and rate side by side",
     "describe": "what a quantizer is made of and what it costs, before anything runs",
+    "import": "a published checkpoint of other code as a tokenizer",
     "compare": "train or load several runs; one table and one picture of them",
+    "doctor": "is a run well, and if not, what to do",
     "demo": "compare on built-in photographs, a few minutes on a CPU",
 }
 
@@ -31,14 +38,17 @@ usage: vqkit COMMAND [NAME ...] [--option value ...]
   vqkit COMMAND --help   options of a command
   vqkit --version        version of vqkit
   --debug                with any command: the whole traceback of an error
+
+exit codes: 0; 1 a problem was found (doctor); 2 bad input, or a run that cannot go on;
+130 stopped by Ctrl-C, 143 by SIGTERM: the same command goes on
 """
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
-"""Exit codes; 130 is what shells report for Ctrl-C."""
+"""Exit codes; 130 is what shells report for Ctrl-C. `Terminated` brings its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for bad input, 130 after Ctrl-C.
+    """Run one command and return its exit code, as this module lists them.
 
     `arguments` are the words after `vqkit`, by default those of this process.
     """
@@ -51,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resumes = words[:1] in (["train"], ["compare"], ["demo"])
         hint = "; the same command (less --fresh) goes on from here" if resumes else ""
         _complain(f"{str(stop) or 'interrupted'}{hint}")
-        return INTERRUPTED
+        return int(getattr(stop, "exit_code", INTERRUPTED))
     except BrokenPipeError:  # `vqkit describe | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.filename is not None:
@@ -78,13 +88,14 @@ def _dispatch(words: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
         raise ValueError(f"command={name!r}: unknown; {hint}")
-    command = importlib.import_module(f"vqkit.cli.{name}")
+    module = f"{name}_" if keyword.iskeyword(name) else name  # `import` is in import_.py
+    command = importlib.import_module(f"vqkit.cli.{module}")
     try:
-        command.run(rest)
+        code = command.run(rest)
     except SystemExit as stop:  # --help of a command, which argparse ends this way
         return int(stop.code or OK)
     sys.stdout.flush()
-    return OK
+    return code or OK
 
 
 def _complain(text: str) -> None:

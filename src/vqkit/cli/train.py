@@ -15,7 +15,7 @@ from vqkit.cli.options import Options, Values, merged, one_name
 from vqkit.cli.runs import remove_run
 from vqkit.config import RunConfig, from_dict, to_dict
 from vqkit.config.core import dataclass_of
-from vqkit.recipes import RECIPES, recipe
+from vqkit.recipes import recipe, recipe_list
 
 
 def run(words: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def run(words: Sequence[str]) -> None:
     own = _declare(options, function)
     given = options.parse(rest)
     if given.pop("list"):
-        say(_list())
+        say(recipe_list())
         return
     if name is None and "config" not in given:
         raise ValueError("recipe: none is named; vqkit train --list shows them, or give --config")
@@ -97,11 +97,3 @@ def _check_complete(cls: type[Any], values: Values, where: str = "") -> None:
             inner = dataclass_of(get_type_hints(cls)[item.name], value, name)
             if inner is not None:
                 _check_complete(inner, value, name)
-
-
-def _list() -> str:
-    width = max(map(len, RECIPES)) + 2
-    return "\n".join(
-        f"{name:<{width}}{(inspect.getdoc(function) or '').splitlines()[0]}"
-        for name, function in RECIPES.items()
-    )

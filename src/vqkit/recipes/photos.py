@@ -27,18 +27,18 @@ from vqkit.config import (
 
 
 class PhotoOptions(TypedDict, total=False):
-    """What every recipe for photographs takes."""
+    """What every recipe for photographs takes; default 250 steps of 16 crops of 64 x 64."""
 
     path: str
     """Folder of your images; default the photographs inside the wheels."""
     test_path: str
     """Folder of images to evaluate on; default the held-out photographs inside the wheels."""
     num_steps: int
-    """Optimizer steps, default 250."""
+    """Optimizer steps."""
     batch_size: int
-    """Random crops per step, default 16."""
+    """Random crops per step."""
     size: int
-    """Side of a crop in pixels, default 64."""
+    """Side of a crop in pixels."""
     name: str
     """Name of the run; default that of the recipe."""
 
@@ -136,8 +136,9 @@ def photos_fsq(**options: Unpack[PhotoOptions]) -> RunConfig:
     return _run("photos_fsq", "fsq", {"levels": (8, 5, 5, 5)}, options)
 
 
-def _run(name: str, preset: str, args: dict[str, Any], options: PhotoOptions) -> RunConfig:
-    size, path = options.get("size", 64), options.get("path")
+def photo_images(options: PhotoOptions, size: int) -> tuple[DataConfig, DataConfig]:
+    """Return the crops to train on, of `size` pixels unless `options` says, and the test images."""
+    size, path = options.get("size", size), options.get("path")
     if path is None:
         data = DataConfig(source="photos", crop="random", crop_size=size, crops_per_image=64)
     else:
@@ -146,6 +147,11 @@ def _run(name: str, preset: str, args: dict[str, Any], options: PhotoOptions) ->
     test = DataConfig(source="photos", split="test")
     if test_path is not None:
         test = DataConfig(source="folder", path=test_path)
+    return data, test
+
+
+def _run(name: str, preset: str, args: dict[str, Any], options: PhotoOptions) -> RunConfig:
+    data, test = photo_images(options, size=64)
     num_steps = options.get("num_steps", 250)
     return RunConfig(
         name=options.get("name", name),

@@ -3,11 +3,13 @@
 A checkpoint is a folder `step_00001000/` (1,000 optimizer steps are done), itself a saved tokenizer
 that `ImageTokenizer.from_pretrained` loads:
 
-    model.safetensors, config.json   the tokenizer, statistics of its codebook included
-    optimizer.safetensors            the optimizer's tensors, as `<parameter>/<what>`
-    ema.safetensors                  averaged weights, if the run keeps them
-    trainer.safetensors              random generators, codes counted for the next log line
-    trainer.json                     step, settings, versions, hardware, SHA-256 of the other files
+    model.safetensors, config.json       the tokenizer, statistics of its codebook included
+    optimizer.safetensors                the optimizer's tensors, as `<parameter>/<what>`
+    discriminator.safetensors            the discriminator, if the run has one
+    discriminator_optimizer.safetensors  its optimizer's tensors
+    ema.safetensors                      averaged weights, if the run keeps them
+    trainer.safetensors                  random generators, codes counted for the next log line
+    trainer.json                         step, settings, versions, hardware, SHA-256 of the others
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,10 +31,10 @@ from torch import Tensor, nn
 
 from vqkit.models import ImageTokenizer
 from vqkit.models.files import WEIGHTS, write_whole
+from vqkit.training.folders import remove_folder, whole_folder
 
 FORMAT: Final = 1
 RECORD: Final = "trainer.json"
-_UNFINISHED: Final = ".unfinished_"
 _NAME: Final = re.compile(r"step_(\d{8,})")
 
 
@@ -47,6 +50,19 @@ class Snapshot:
     average: dict[str, Tensor] | None
     record: dict[str, Any]
     """Settings, data, versions, hardware and seconds of training, as JSON values."""
+    discriminator: dict[str, Tensor] | None = None
+    discriminator_optimizer: dict[str, Tensor] | None = None
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors by the name of their file, the model's own file left out."""
+        every = {
+            "optimizer": self.optimizer,
+            "trainer": self.trainer,
+            "ema": self.average,
+            "discriminator": self.discriminator,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
+        return {name: tensors for name, tensors in every.items() if tensors is not None}
 
 
 def save_checkpoint(run: Path, snapshot: Snapshot, tokenizer: ImageTokenizer, keep: int) -> Path:
@@ -56,17 +72,16 @@ def save_checkpoint(run: Path, snapshot: Snapshot, tokenizer: ImageTokenizer, ke
     complete: a crash or a full disk (`OSError`) at any moment leaves the older checkpoints whole.
     """
     final = checkpoint_folder(run, snapshot.step)
-    part = run / f"{_UNFINISHED}{final.name}"
     try:
-        _write_files(part, snapshot, tokenizer)
-        replace_folder(part, final)
+        with whole_folder(final) as part:
+            _write_files(part, snapshot, tokenizer)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         older = list_checkpoints(run)
         left = f"{older[-1]} is whole, resume from there" if older else "no checkpoint exists yet"
         raise OSError(error.errno, f"{error.strerror}, while saving {final}; {left}") from error
     for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        with suppress(OSError):  # it is in nobody's way, and the next save tries again
+            remove_folder(old)
     return final
 
 
@@ -75,38 +90,10 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / f"step_{step:08}"
 
 
-def replace_folder(part: Path, final: Path) -> None:
-    """Rename the finished folder `part` to `final`, whatever stood there before, durably."""
-    _sync(part)
-    if final.exists():
-        old = final.with_name(f"{_UNFINISHED}old_{final.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(final, old)
-        os.rename(part, final)
-        shutil.rmtree(old)
-    else:
-        os.rename(part, final)
-    _sync(final.parent)
-
-
-def unfinished_folder(final: Path) -> Path:
-    """Return an empty temporary folder beside `final`, to be filled and renamed to it."""
-    part = final.with_name(f"{_UNFINISHED}{final.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    return part
-
-
 def list_checkpoints(run: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     found = [path for path in run.glob("step_*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
-
-
-def remove_unfinished(run: Path) -> None:
-    """Remove what a killed process had begun to write."""
-    for path in run.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(path)
 
 
 def set_aside_newer(run: Path, step: int) -> None:
@@ -142,10 +129,24 @@ def load_checkpoint(folder: Path) -> Snapshot:
         step=record["step"],
         model=tensors[WEIGHTS],
         optimizer=tensors["optimizer.safetensors"],
-        trainer=tensors["trainer.safetensors"],
+        trainer=_completed(tensors["trainer.safetensors"], record["step"]),
         average=tensors.get("ema.safetensors"),
+        discriminator=tensors.get("discriminator.safetensors"),
+        discriminator_optimizer=tensors.get("discriminator_optimizer.safetensors"),
         record=record["record"],
     )
+
+
+def verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint; anything missing or damaged is a `ValueError`.
+
+    As `load_checkpoint`, but without keeping tensors in memory.
+    """
+    content = _read_record(folder)
+    for name, sha256 in content["files"].items():
+        _read_verified(folder / name, sha256)
+    record: dict[str, Any] = content["record"]
+    return record
 
 
 def optimizer_tensors(
@@ -187,12 +188,8 @@ def load_optimizer_tensors(
 
 
 def _write_files(part: Path, snapshot: Snapshot, tokenizer: ImageTokenizer) -> None:
-    shutil.rmtree(part, ignore_errors=True)
     tokenizer.save_pretrained(part)
-    groups = {"optimizer": snapshot.optimizer, "trainer": snapshot.trainer}
-    if snapshot.average is not None:
-        groups["ema"] = snapshot.average
-    for name, tensors in groups.items():
+    for name, tensors in snapshot.groups().items():
         packed = {key: _packed(tensor) for key, tensor in tensors.items()}
         write_whole(part / f"{name}.safetensors", safetensors.torch.save(packed))
     files = sorted(part.iterdir())
@@ -251,16 +248,18 @@ def _read_verified(path: Path, sha256: str) -> bytes:
     return content
 
 
+def _completed(trainer: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    """Add what older versions did not save: when a code was last drawn; just now, for all."""
+    counts = trainer["code_counts"]
+    missing = {
+        "code_drawn_at": torch.full_like(counts, step, dtype=torch.int32),
+        "code_window_began": torch.tensor(step),
+    }
+    return missing | trainer
+
+
 def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: is no safetensors file ({error})") from error
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,87 +1,23 @@
-"""Is the run well? Finite losses, codes in use, processes that agree."""
+"""What stops a run: values that are not finite, processes that disagree; and its memory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from vqkit.data import Batch
 from vqkit.models.files import write_whole
-from vqkit.quantizers import GridQuantizer, ranks
+from vqkit.quantizers import ranks
 
-COLLAPSED: Final = 0.05
-"""A codebook counts as collapsed when its tokens used fewer than this share of the codes that they
-could have reached: min(codes, tokens). Uniform draws reach at least 63 % of that."""
-COUNTED: Final = 1 << 22
-"""Codebooks with more codes (large lattices) are left out of the window: a count for each of their
-codes would outweigh the model."""
 BAD_BATCH: Final = "bad_batch.safetensors"
-
-
-class CodeWindow:
-    """Codes used since the last line of the log, per codebook: slots that share one are pooled.
-
-    The counts are part of a checkpoint: a resumed run logs what it would have logged.
-    """
-
-    def __init__(self, quantizer: GridQuantizer, device: torch.device) -> None:
-        self._slots = quantizer.slots
-        books = [b for b in quantizer.books if self._slots[b[0]].num_codes <= COUNTED]
-        self._books = books
-        self._sizes = [self._slots[book[0]].num_codes for book in books]
-        first = {slot: sum(self._sizes[:n]) for n, book in enumerate(books) for slot in book}
-        self._counted = torch.tensor(sorted(first), dtype=torch.int64, device=device)
-        self._starts = torch.tensor([first[slot] for slot in sorted(first)], device=device).long()
-        self.counts = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
-
-    def count(self, ids: Tensor) -> None:
-        """Add the ids (B, h, w, T) of one micro-batch."""
-        places = (ids[..., self._counted] + self._starts).flatten()
-        self.counts += torch.bincount(places, minlength=len(self.counts))
-
-    def total(self) -> Tensor:
-        """Return the counts of all processes together."""
-        return ranks.sum_over_ranks(self.counts)
-
-    def clear(self) -> None:
-        """Begin a new window."""
-        self.counts.zero_()
-
-    def summary(self) -> dict[str, Any]:
-        """Return numbers for a line of the log; means are over the codebooks that are counted.
-
-        `codes_used` is the share of codes drawn at least once, `perplexity` the exponential of the
-        entropy of the draws, `tokens` the number of draws of all codebooks together. `warning`
-        names the collapsed codebooks, if any.
-        """
-        if not self._books:
-            return {}
-        used, perplexity, collapsed = [], [], []
-        counts = self.total().cpu()
-        for book, drawn in zip(self._books, counts.split(self._sizes), strict=True):
-            tokens, num_used = int(drawn.sum()), int((drawn > 0).sum())
-            share = drawn[drawn > 0].double() / max(tokens, 1)
-            used.append(num_used / len(drawn))
-            perplexity.append(float((-(share * share.log()).sum()).exp()))
-            if num_used < COLLAPSED * min(len(drawn), tokens):
-                name = self._slots[book[0]].name + (" and others" if len(book) > 1 else "")
-                collapsed.append(f"{name}: {tokens:,} tokens used {num_used} of {len(drawn):,}")
-        numbers: dict[str, Any] = {
-            "codes_used": sum(used) / len(used),
-            "perplexity": sum(perplexity) / len(perplexity),
-            "tokens": int(counts.sum()),
-        }
-        if collapsed:
-            more = f"; {len(collapsed) - 3} more" if len(collapsed) > 3 else ""
-            numbers["warning"] = f"codebook collapse: {'; '.join(collapsed[:3])}{more}"
-        return numbers
 
 
 def not_finite(losses: Mapping[str, float], model: nn.Module, norm: float) -> str:
@@ -141,6 +77,21 @@ def check_ranks_agree(model: nn.Module, device: torch.device, step: int) -> None
             f"step={step}: processes {apart} hold other weights than process 0; a part of the "
             "model draws or updates from its own process only"
         )
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """Return the bytes that this process needs, for a line of the log; empty where unknown.
+
+    The peak of CUDA's allocator since the start of the process; on other devices what the process
+    holds in main memory at this moment (Linux).
+    """
+    if device.type == "cuda":
+        return {"memory_bytes": torch.cuda.max_memory_allocated(device)}
+    try:
+        resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return {}
+    return {"memory_bytes": resident * os.sysconf("SC_PAGE_SIZE")}
 
 
 def _finite(value: float) -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: finish the step, save, stop."""
+"""Ctrl-C and SIGTERM as requests: finish the step, save, stop."""
 
 from __future__ import annotations
 
@@ -8,15 +8,28 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send it to a job that must make room; the run is saved."""
+
+    exit_code = 143
+    """128 + SIGTERM: what `vqkit` ends with."""
+
+
 class Interrupt:
-    """Within it the first SIGINT or SIGTERM only sets `requested`; a second SIGINT acts at once.
+    """Within it the first SIGINT or SIGTERM is only noted; a second SIGINT acts at once.
 
     Outside the main thread Python allows no signal handlers; there it does nothing.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.received: signal.Signals | None = None
+        """The signal that asks to stop; SIGTERM if both came."""
         self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal asks to stop."""
+        return self.received is not None
 
     def __enter__(self) -> Interrupt:
         """Install the handlers."""
@@ -36,5 +49,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        if self.received is not signal.SIGTERM:
+            self.received = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)

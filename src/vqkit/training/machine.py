@@ -6,14 +6,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 import vqkit
 
@@ -22,36 +20,24 @@ if TYPE_CHECKING:
 
 
 def make_accelerator() -> Accelerator:
-    """Return Accelerate's engine for this process: one device, or DDP under `torchrun`.
+    """Return Accelerate's engine for this process: one device, or one of several by `torchrun`.
 
     Autocast is ours, not Accelerate's: its precision is one setting for the whole life of a
     process, so that two runs of different precision could not follow one another.
     """
     try:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+        from accelerate.utils import parse_flag_from_env
     except ImportError as error:
         raise ValueError("training needs accelerate: pip install 'vqkit[train]'") from error
     cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    # Buffers are equal on all processes by construction (`quantizer.step` reduces); sending
-    # process 0's over the others would only hide a mistake there.
-    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[kwargs])
-
-
-def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Move the model to its device and, with several processes, wrap it for gradient averaging."""
-    with warnings.catch_warnings():
-        # torch 2.13 renames broadcast_buffers; Accelerate passes the old name.
-        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        prepared: nn.Module = accelerator.prepare(model)
-    return prepared
+    return Accelerator(mixed_precision="no", cpu=cpu)
 
 
 @contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
+def reproducible(device: torch.device, wanted: bool = True) -> Iterator[None]:
     """Ask CUDA for deterministic kernels within the block; a CPU is deterministic as it is."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not wanted:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,11 +1,21 @@
-"""How far a run is and how long it will take: a bar in a terminal, plain lines elsewhere."""
+"""How far a run is, how well, and how long it will take: a bar in a terminal, else plain lines."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, TextIO
+
+_SHORT: Final = {
+    "codes_used": "codes {codes_used:.1%}",
+    "perplexity": "perplexity {perplexity:,.1f}",
+    "norm_ratio": "norms {norm_ratio:.3g}",
+    "accuracy_fake": "D {accuracy_real:.2f}/{accuracy_fake:.2f}",
+    "adaptive_weight": "λ {adaptive_weight:.3g}",
+    "images_per_second": "{images_per_second:,.1f} images/s",
+    "memory_bytes": "{gibibytes:.2f} GiB",
+}
 
 
 class Progress(Protocol):
@@ -13,6 +23,9 @@ class Progress(Protocol):
 
     def update(self, step: int, loss: float) -> None:
         """Say that optimizer step number `step` is done."""
+
+    def note(self, line: Mapping[str, Any]) -> None:
+        """Show the health in a line of the log until the next one."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -22,6 +35,9 @@ class Silent:
     """Shows nothing."""
 
     def update(self, step: int, loss: float) -> None:
+        """Do nothing."""
+
+    def note(self, line: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -44,6 +60,7 @@ class PlainLines:
         self.name, self.start, self.num_steps = name, start, num_steps
         self._stream, self._every, self._clock = stream, every, clock
         self._began = self._last = clock()
+        self._health = ""
 
     def update(self, step: int, loss: float) -> None:
         """Write a line if it is time."""
@@ -54,40 +71,59 @@ class PlainLines:
         left = (now - self._began) / (step - self.start) * (self.num_steps - step)
         self._stream.write(
             f"{self.name}: step {step:,} of {self.num_steps:,}, loss {loss:.4g}, "
-            f"{format_seconds(left)} left\n"
+            f"{format_seconds(left)} left{self._health}\n"
         )
         self._stream.flush()
+
+    def note(self, line: Mapping[str, Any]) -> None:
+        """Keep the health for the next line."""
+        health = short_health(line)
+        self._health = f"; {health}" if health else ""
 
     def close(self) -> None:
         """Do nothing: every line is complete."""
 
 
 class Bar:
-    """A bar drawn by rich."""
+    """A bar drawn by rich, and the health below it."""
 
     def __init__(self, name: str, start: int, num_steps: int) -> None:
         from rich import progress
         from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
 
+        console = Console(stderr=True)
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TextColumn("loss {task.fields[loss]:.4g}"),
             progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
         )
         nothing: Any = float("nan")
         self._task = self._bar.add_task(name, total=num_steps, completed=start, loss=nothing)
-        self._bar.start()
+        self._health = Text(style="dim", no_wrap=True, overflow="ellipsis")
+        self._live = Live(get_renderable=self._drawn, console=console)
+        self._live.start()
+
+    def _drawn(self) -> Any:
+        from rich.console import Group
+
+        return Group(self._bar, self._health) if self._health else self._bar
 
     def update(self, step: int, loss: float) -> None:
         """Move the bar."""
         self._bar.update(self._task, completed=step, loss=loss)
 
+    def note(self, line: Mapping[str, Any]) -> None:
+        """Write the health below the bar."""
+        self._health.plain = short_health(line)
+
     def close(self) -> None:
         """Stop drawing."""
-        self._bar.stop()
+        self._live.stop()
 
 
 def open_progress(show: bool, name: str, start: int, num_steps: int) -> Progress:
@@ -107,3 +143,13 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def short_health(line: Mapping[str, Any]) -> str:
+    """Return what a line of the log says of codes, discriminator, pace and memory, in few words.
+
+    `norms` is `norm_ratio`, `D 0.81/0.77` the discriminator's accuracy on real and reconstructed
+    images, `λ` the adaptive weight.
+    """
+    values = {**line, "gibibytes": line.get("memory_bytes", 0) / 2**30}
+    return ", ".join(text.format_map(values) for key, text in _SHORT.items() if key in line)

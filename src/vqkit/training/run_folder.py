@@ -1,10 +1,12 @@
 """The folder of a run: what is in it, whether it may be continued, what it has brought.
 
 config.json        the resolved settings
-log.jsonl          one line per `log.every` steps
+log.jsonl          one line per `log.every` steps, and for every validation
 step_00001000/     checkpoints (`checkpoint.py`)
+validation/, best/ pictures and the best tokenizer so far (`validation.py`)
 tokenizer/         the finished tokenizer, with averaged weights if the run keeps them
 result.json        written last: steps, seconds, versions, hardware, final line of the log
+stopped.json       why a run did not reach its end (`stops.py`), with bad_batch.safetensors
 """
 
 from __future__ import annotations
@@ -25,13 +27,21 @@ from vqkit.training.checkpoint import (
     checkpoint_folder,
     list_checkpoints,
     newest_checkpoint,
-    replace_folder,
-    unfinished_folder,
 )
+from vqkit.training.folders import whole_folder
 
 SETTINGS: Final = "config.json"
 RESULT: Final = "result.json"
 TOKENIZER: Final = "tokenizer"
+FREE: Final = (
+    "log.",
+    *(f"{data}.{name}:" for data in ("data", "validation.data") for name in ("path", "workers")),
+    "validation.batch_size:",
+    "optim.accumulate:",
+    "optim.compile:",
+)
+"""What may change when a run is continued: where images lie (the same ones, by their fingerprint),
+and what makes it fit a machine, though the last two change how sums are rounded."""
 
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:
@@ -58,8 +68,9 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
     """Raise `ValueError` if `folder` holds a run that this configuration may not continue.
 
-    Only `log`, and `optim.num_steps` if it grows, may differ. A run that was stopped before its
-    first checkpoint may be begun again with any settings.
+    `FREE` settings may differ, and `optim.num_steps` if it grows and the learning rate does not
+    depend on it. A run that was stopped before its first checkpoint may be begun again with any
+    settings.
     """
     saved = read_settings(folder)
     if saved is None:
@@ -77,9 +88,10 @@ def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
     if not list_checkpoints(folder) and read_result(folder) is None:
         return  # it was stopped before its first checkpoint: nothing is there to be continued
     wanted = config_to_json(config)
-    differences = _differences(saved, wanted)
+    differences = _differences(_with_defaults(saved), wanted)
     longer = saved.get("optim", {}).get("num_steps", 0) < config.optim.num_steps
-    free = ("log.", "optim.num_steps:") if longer else ("log.",)
+    longer = longer and config.optim.schedule == "constant"
+    free = (*FREE, "optim.num_steps:") if longer else FREE
     differences = [d for d in differences if not d.startswith(free)]
     if differences:
         raise ValueError(
@@ -95,11 +107,14 @@ def write_settings(folder: Path, config: RunConfig) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return `result.json` of a finished run, or None."""
+    """Return `result.json` of a finished run; None without one, or with half of one."""
     path = folder / RESULT
     if not path.exists() or not (folder / TOKENIZER).is_dir():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # it is written again from the last checkpoint
     return result
 
 
@@ -110,9 +125,8 @@ def forget_result(folder: Path) -> None:
 
 def write_result(folder: Path, tokenizer: ImageTokenizer, result: dict[str, Any]) -> None:
     """Write `tokenizer/`, then `result.json`, each whole or not at all."""
-    part = unfinished_folder(folder / TOKENIZER)
-    tokenizer.save_pretrained(part)
-    replace_folder(part, folder / TOKENIZER)
+    with whole_folder(folder / TOKENIZER) as part:
+        tokenizer.save_pretrained(part)
     _write_json(folder / RESULT, result)
 
 
@@ -154,6 +168,14 @@ def _describe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_describe(item) for item in value]
     return value
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """Add settings that an older version did not have; what it does not know stays as it is."""
+    try:
+        return config_to_json(from_dict(RunConfig, saved))
+    except ValueError:
+        return saved
 
 
 def _differences(saved: Any, wanted: Any, where: str = "") -> list[str]:

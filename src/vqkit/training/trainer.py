@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +13,22 @@ from vqkit.config import RunConfig, require
 from vqkit.data import Batch, to_float
 from vqkit.models import ImageTokenizer, TokenizerConfig
 from vqkit.models.settings import Presets
+from vqkit.training.adversary import Adversary
 from vqkit.training.average import WeightAverage
+from vqkit.training.backward import Backward
 from vqkit.training.checkpoint import Snapshot, load_optimizer_tensors, optimizer_tensors
-from vqkit.training.health import CodeWindow, not_finite
-from vqkit.training.machine import prepare_model
+from vqkit.training.gradients import average_gradients
+from vqkit.training.health import not_finite
 from vqkit.training.objective import Losses, Objective
+from vqkit.training.schedule import learning_rate_factor, set_learning_rate
+from vqkit.training.stops import describe_gradients
+from vqkit.training.window import CodeWindow
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Pair = tuple[Tensor, Tensor]
+"""Images and their reconstructions, both without gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +36,18 @@ class StepReport:
     """What one step of this process gave."""
 
     losses: dict[str, float]
-    """`loss` (the total), its weighted parts and the raw errors, of this process's images."""
+    """`loss` (the total without the discriminator's part), weighted parts and raw errors of this
+    process's images; with a discriminator also its losses, logits and accuracies."""
     norm: float
     """Length of the gradient of all processes before clipping."""
     problem: str
     """What is not finite; empty if all is. The weights were not touched then."""
+    gradients: dict[str, Any] = field(default_factory=dict)
+    """With a problem, `describe_gradients`."""
 
 
 class Trainer:
-    """Model, optimizer and weight average of one process.
+    """Model, optimizers and weight average of one process.
 
     Every process holds the same bits: the model is built from the same seed, gradients are averaged
     over processes, and `quantizer.step` joins the statistics of all. Nothing is drawn that depends
@@ -63,43 +73,136 @@ class Trainer:
         settings = TokenizerConfig(network=config.network, quantizer=config.quantizer)
         self.tokenizer = ImageTokenizer(settings, presets=presets)
         # 10 to 25 % faster on a CPU.
-        self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.tokenizer.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tokenizer.quantizer.auto_step = False  # stepped once, after the optimizer
         self.tokenizer.quantizer.check_values = False  # a loss that is not finite stops all at once
         self.tokenizer.quantizer.set_micro_batches(config.optim.accumulate)
-        self.model: nn.Module = prepare_model(accelerator, self.tokenizer)
-        self.model.train()
+        self.tokenizer.train()
         self.optimizer = make_optimizer(self.tokenizer, config)
+        self.adversary = self._adversary()
         decay = config.optim.weight_ema
         self.average = WeightAverage(self.tokenizer, decay) if decay is not None else None
+        self.term_weights = {
+            f"quantizer.{path}": weight * config.objective.quantizer_weight
+            for path, weight in self.tokenizer.quantizer.term_weights().items()
+        }
         self.window = CodeWindow(self.tokenizer.quantizer, accelerator.device)
+        if config.optim.compile:
+            self._compile()
         self.done = 0
         """Optimizer steps done."""
 
+    def _adversary(self) -> Adversary | None:
+        if self.config.adversarial is None:
+            return None
+        channels = self.config.network.image_channels
+        adversary = Adversary(self.config.adversarial, self.config.optim, channels)
+        adversary.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return adversary.train()
+
+    def _compile(self) -> None:
+        """Compile the networks in place; the quantizer's search is no graph and gains nothing."""
+        self.tokenizer.encoder.compile()
+        self.tokenizer.decoder.compile()
+        if self.adversary is not None:
+            self.adversary.discriminator.compile()
+
     def step(self, batch: Batch) -> StepReport:
-        """Make one optimizer step on this process's share of a batch; law 3 orders the updates."""
+        """Make one optimizer step on this process's share of a batch; law 3 orders the updates.
+
+        Nothing is updated before all gradients of the step, the discriminator's included, are
+        known to be finite on all processes.
+        """
         images = to_float(batch.images.to(self.accelerator.device))
         parts = images.contiguous(memory_format=torch.channels_last).chunk(
             self.config.optim.accumulate
         )
-        sums: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.model):
-                losses = self._losses(part)
-                self.accelerator.backward(losses.total / len(parts))
-            for name, value in named_values(losses).items():
-                sums[name] = sums.get(name, 0) + value / len(parts)
-        gradients = [p.grad for p in self.tokenizer.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        *values, length = torch.stack([*sums.values(), norm]).tolist()  # one wait for the device
-        report = dict(zip(sums, values, strict=True))
-        problem = not_finite(report, self.tokenizer, length)
+        factor = self._set_learning_rates()
+        seen, pairs = self._generator(parts)
+        judged = self._discriminator(pairs)
+        average_gradients(self.tokenizer.parameters())
+        norms = {"gradient_norm": _norm(self.tokenizer)}
+        if judged and self.adversary is not None:
+            norms["discriminator_gradient_norm"] = self.adversary.collect()
+        named = seen | judged | norms
+        values = torch.stack([v.float() for v in named.values()]).tolist()  # the one wait
+        report = dict(zip(named, values, strict=True)) | self._raw_terms(named, values)
+        norm = report.pop("gradient_norm")
+        problem = not_finite(report, self.tokenizer, norm)
+        gradients: dict[str, Any] = {}
         if self.agree(bool(problem)):
             problem = problem or "another process met a loss that is not finite"
+            self.tokenizer.quantizer.forget()
+            gradients = describe_gradients(self.tokenizer, self.adversary)
         else:
-            self._update(norm)
+            self._update(norms["gradient_norm"], judged)
         self.optimizer.zero_grad(set_to_none=True)
-        return StepReport(report, length, problem)
+        if self.adversary is not None:
+            self.adversary.optimizer.zero_grad(set_to_none=True)
+        losses = report | {"learning_rate": factor * self.config.optim.lr}
+        return StepReport(losses, norm, problem, gradients)
+
+    def _generator(self, parts: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], list[Pair]]:
+        """Collect the tokenizer's gradients; return the mean losses, and pairs to be judged."""
+        asking = self.adversary is not None and self.adversary.asks(self.done)
+        learning = self.adversary is not None and self.adversary.learns(self.done)
+        adversary = self.adversary if asking else None
+        backward = Backward(self.tokenizer, adversary, self.done, len(parts))
+        sums: dict[str, Tensor] = {}
+        pairs: list[Pair] = []
+        for part in parts:
+            with self.window.watching(), self._autocast():
+                output = self.tokenizer(part)
+                losses = self.objective(part, output)
+                self.window.count(output.quantized.ids)
+                said = backward.add(output.images, losses)
+            _add(sums, named_values(losses) | said, len(parts))
+            if learning:
+                pairs.append((part, output.images.detach()))
+        return backward.finish(sums), pairs
+
+    def _discriminator(self, pairs: list[Pair]) -> dict[str, Tensor]:
+        """Collect the discriminator's gradients; return its mean losses, empty if it rests."""
+        sums: dict[str, Tensor] = {}
+        for real, fake in pairs:
+            assert self.adversary is not None  # only it asks for pairs
+            with self._autocast():
+                seen = self.adversary.accumulate(real, fake, self.done, len(pairs))
+            _add(sums, seen, len(pairs))
+        return sums
+
+    def _autocast(self) -> torch.autocast:
+        """Run networks in the precision of the run; the quantizer leaves it by itself."""
+        wanted = self.config.optim.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=wanted)
+
+    def _set_learning_rates(self) -> float:
+        factor = learning_rate_factor(self.config.optim, self.done)
+        set_learning_rate(self.optimizer, factor * self.config.optim.lr)
+        if self.adversary is not None:
+            set_learning_rate(self.adversary.optimizer, factor * self.adversary.lr)
+        return factor
+
+    def _update(self, norm: Tensor, judged: dict[str, Tensor]) -> None:
+        clip = self.config.optim.clip_norm
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(self.tokenizer.parameters(), clip, norm)
+        self.optimizer.step()
+        self.tokenizer.quantizer.step()
+        if judged and self.adversary is not None:
+            self.adversary.update(judged, self.done)
+        self.done += 1
+        if self.average is not None:
+            self.average.update(self.tokenizer, self.done)
+
+    def _raw_terms(self, losses: dict[str, Tensor], values: list[float]) -> dict[str, float]:
+        """Return the quantizer's terms before their weights, as `quantizer.<path>_raw`."""
+        found = dict(zip(losses, values, strict=True))
+        return {
+            f"{name}_raw": found[name] / weight
+            for name, weight in self.term_weights.items()
+            if weight and name in found
+        }
 
     def agree(self, wish: bool) -> bool:
         """Return whether any process wishes it: all of them stop together, or none."""
@@ -119,15 +222,22 @@ class Trainer:
     def snapshot(self, record: dict[str, Any]) -> Snapshot:
         """Return the state after `done` steps; every process calls this at the same step."""
         names = {parameter: name for name, parameter in self.tokenizer.named_parameters()}
-        trainer = {"code_counts": self.window.total(), "random.cpu": torch.get_rng_state()}
+        trainer = {**self.window.state(), "random.cpu": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
             trainer["random.cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        adversary, its_optimizer = None, None
+        if self.adversary is not None:
+            adversary = self.adversary.state_dict()
+            its_names = {p: name for name, p in self.adversary.named_parameters()}
+            its_optimizer = optimizer_tensors(self.adversary.optimizer, its_names)
         return Snapshot(
             step=self.done,
             model=self.tokenizer.state_dict(),
             optimizer=optimizer_tensors(self.optimizer, names),
             trainer=trainer,
             average=self.average.weights if self.average is not None else None,
+            discriminator=adversary,
+            discriminator_optimizer=its_optimizer,
             record=record,
         )
 
@@ -137,11 +247,14 @@ class Trainer:
         self.tokenizer.load_state_dict(snapshot.model)
         names = {parameter: name for name, parameter in self.tokenizer.named_parameters()}
         load_optimizer_tensors(self.optimizer, names, snapshot.optimizer)
+        if self.adversary is not None:
+            self.adversary.load_state_dict(snapshot.discriminator or {})
+            its_names = {p: name for name, p in self.adversary.named_parameters()}
+            its_tensors = snapshot.discriminator_optimizer or {}
+            load_optimizer_tensors(self.adversary.optimizer, its_names, its_tensors)
         if self.average is not None and snapshot.average is not None:
             self.average.load(snapshot.average)
-        self.window.clear()
-        if self.accelerator.is_main_process:  # the others' counts are already in these
-            self.window.counts.copy_(snapshot.trainer["code_counts"])
+        self.window.load(snapshot.trainer, main=self.accelerator.is_main_process)
         torch.set_rng_state(snapshot.trainer["random.cpu"])
         if self.accelerator.device.type == "cuda" and "random.cuda" in snapshot.trainer:
             torch.cuda.set_rng_state(snapshot.trainer["random.cuda"], self.accelerator.device)
@@ -152,24 +265,6 @@ class Trainer:
         if self.average is not None:
             final.load_state_dict(self.average.state_for(self.tokenizer))
         return final.eval()
-
-    def _losses(self, images: Tensor) -> Losses:
-        precision = self.config.optim.precision
-        device = self.accelerator.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            output = self.model(images)
-        self.window.count(output.quantized.ids)
-        return self.objective(images, output)
-
-    def _update(self, norm: Tensor) -> None:
-        clip = self.config.optim.clip_norm
-        if clip is not None:
-            nn.utils.clip_grads_with_norm_(self.tokenizer.parameters(), clip, norm)
-        self.optimizer.step()
-        self.tokenizer.quantizer.step()
-        self.done += 1
-        if self.average is not None:
-            self.average.update(self.tokenizer, self.done)
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -187,3 +282,13 @@ def named_values(losses: Losses) -> dict[str, Tensor]:
     """Return every number of `losses` without gradient, `loss` (the total) first."""
     values = {"loss": losses.total, **losses.weighted, **losses.raw}
     return {name: value.detach() for name, value in values.items()}
+
+
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor], parts: int) -> None:
+    """Add the share of one of `parts` micro-batches to the means."""
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0) + value / parts
+
+
+def _norm(module: nn.Module) -> Tensor:
+    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
