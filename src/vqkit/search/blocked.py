@@ -158,6 +158,7 @@ class _Search:
         factors, coefficients = screen.factors(vectors)
         close = self.crowded and screen.bf16 and screen.all_short
         running = Running(screen, coefficients) if close else None
+        common = torch.zeros_like(coefficients[:, :1])
         best = torch.full((len(vectors), k), -torch.inf, dtype=torch.float32, device=vectors.device)
         pairs, seen = Pairs.none(vectors.device), 0
         members = self._members()
@@ -167,8 +168,8 @@ class _Search:
             bounds = screen.bounds(start, members)
             if running is not None:
                 running.meet(maxima, scores, start, across, along)
-                coefficients, best = running.coefficients(), running.floor
-            slack = screen.spread(maxima, coefficients @ bounds)
+                (coefficients, common), best = running.coefficients(), running.floor
+            slack = screen.spread(maxima, coefficients @ bounds + common)
             if running is None:
                 best = _best(best, maxima - slack, k)
             floor = best[:, -1:]
@@ -176,7 +177,7 @@ class _Search:
                 maxima.add_(slack), floor, SCORES_AT_ONCE // max(members, 8)
             ):
                 of_group = bounds.T.index_select(0, group)
-                own = of_group.mul_(coefficients.index_select(0, row)).sum(1)
+                own = of_group.mul_(coefficients.index_select(0, row)).sum(1) + common[row, 0]
                 inside = scores[row, :, group]
                 least = screen.least(floor[row, 0] - own)[:, None]
                 hit, member = (inside >= least).nonzero(as_tuple=True)

@@ -77,8 +77,8 @@ class Running:
         product = SAFE * 2 * self._adding() * self.length * to
         return product + self.given[:, 2:3] * to.square() + self.given[:, 3:4]
 
-    def coefficients(self) -> Tensor:
-        """Return what replaces the coefficients (n, 5) of `Screen.factors` from here on."""
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """Return what replaces the coefficients (n, 5) of `Screen.factors`, and e c' (n, 1)."""
         rest = self.given[:, 3:4]
         adding = self._adding()
         # What the judge cannot tell apart counts as equally far.
@@ -93,6 +93,5 @@ class Running:
             rest + torch.where(near, 2 * away * self.rounded, zero),
             torch.full_like(away, 2.0**-7),
         ]
-        found = SAFE * torch.cat(slack, 1)
-        found[:, 3:4] += torch.where(near, self._common, zero)
-        return found
+        # e c' has a sign, so that it is no part of a product that may be rounded.
+        return SAFE * torch.cat(slack, 1), torch.where(near, self._common, zero)
