@@ -304,6 +304,8 @@ def main() -> None:
     header = ["vectors", "iterations", "vqkit s", "faiss s", "ratio", "Δ", "scikit-learn s"]
     header += ["ratio", "Δ", "inertia", "float32 products s", "bf16 products s", "memory s"]
     page.table(header, lloyd_rows(contests, arguments, limits))
+    if arguments.out:  # what is there, should the rest be stopped
+        page.write(arguments.out)
     page.text("## Mini-batches\n\nThe same batches in number and size, of random rows.")
     header = ["vectors", "batches", "vqkit s", "scikit-learn s", "ratio", "Δ", "Δ to Lloyd"]
     page.table(header, batch_rows(contests, arguments))

@@ -203,10 +203,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(preset, accumulate, images, tmp_path)
     assert (tmp_path / "whole" / "step_00000012" / "discriminator.safetensors").exists()
 
 
-def test_bf16_keeps_the_quantizer_in_float32(images):
-    trainer = trainer_of(adversarial(images, optim__precision="bf16"))
+@pytest.mark.parametrize("judge", [None, JUDGE])
+@pytest.mark.parametrize("preset", ["looc", "dual", "gumbel", "sq_vae"])
+def test_bf16_keeps_the_quantizer_in_float32(preset, judge, images):
+    """Forward and backward: no gradient of its parameters has been rounded to bf16."""
+    trainer = trainer_of(adversarial(images, preset, judge=judge, optim__precision="bf16"))
     taken = []
-    trainer.tokenizer.quantizer.quantizer.register_forward_hook(lambda *_: None)
     quantize = trainer.tokenizer.quantizer.quantizer.quantize
 
     def watched(z):
@@ -216,8 +218,30 @@ def test_bf16_keeps_the_quantizer_in_float32(images):
     trainer.tokenizer.quantizer.quantizer.quantize = watched
     reports = [trainer.step(batch) for batch in batches(trainer.config, 3)]
     assert taken == [torch.float32] * 3
+    moments = [
+        trainer.optimizer.state[p]["exp_avg_sq"].sqrt()
+        for p in trainer.tokenizer.quantizer.parameters()
+        if p.requires_grad
+    ]
+    assert not any(torch.equal(m, m.bfloat16().float()) for m in moments if m.any())
     assert not any(report.problem for report in reports)
     assert all(p.dtype == torch.float32 for p in trainer.tokenizer.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_those_of_the_plain_networks(images):
+    """With everything that runs backward more than once."""
+    judge = dataclasses.replace(JUDGE, r1=0.1, r1_every=2)
+    network = dataclasses.replace(NETWORK, checkpointing=True)
+    found = []
+    for compiled in (False, True):
+        changes = {"optim__compile": compiled, "optim__accumulate": 2, "network": network}
+        config = with_changes(adversarial(images, judge=judge), **changes)
+        trainer = trainer_of(config)
+        reports = [trainer.step(batch).losses for batch in batches(config, 3)]
+        found.append(reports)
+    for plain, compiled in zip(*found, strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-3, abs=1e-5)
 
 
 def test_nothing_is_updated_when_the_discriminator_breaks(images):

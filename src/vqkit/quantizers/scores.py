@@ -131,17 +131,19 @@ class _Draw(torch.autograd.Function):
         of_z_q, _, of_entropy = gradients
         of_z, of_weight = torch.empty_like(z), torch.zeros_like(weight)
         of_bias, of_table = weight.new_zeros(len(weight)), torch.zeros_like(table)
-        for rows in _blocks(*all_log_p.shape):
-            log_p, weights = all_log_p[rows], all_weights[rows]
-            slope = of_z_q[rows] @ table.T
-            slope.sub_((slope * weights).sum(-1, keepdim=True)).mul_(weights).div_(temperature)
-            share = log_p.exp().mul_(of_entropy[rows, None])
-            slope.addcmul_(share, log_p - entropy[rows, None])
-            of_z[rows] = slope @ weight
-            of_weight.addmm_(slope.T, z[rows])
-            of_bias += slope.sum(0)
-            if ctx.mix:
-                of_table.addmm_(weights.T, of_z_q[rows])
+        # A loop may run backward under autocast, which would round what is float32.
+        with torch.autocast(z.device.type, enabled=False):
+            for rows in _blocks(*all_log_p.shape):
+                log_p, weights = all_log_p[rows], all_weights[rows]
+                slope = of_z_q[rows] @ table.T
+                slope.sub_((slope * weights).sum(-1, keepdim=True)).mul_(weights).div_(temperature)
+                share = log_p.exp().mul_(of_entropy[rows, None])
+                slope.addcmul_(share, log_p - entropy[rows, None])
+                of_z[rows] = slope @ weight
+                of_weight.addmm_(slope.T, z[rows])
+                of_bias += slope.sum(0)
+                if ctx.mix:
+                    of_table.addmm_(weights.T, of_z_q[rows])
         if not ctx.mix:
             of_table = _sum_by_code(of_table, ids, of_z_q)
         return of_z, of_weight, of_bias, of_table, None, None, None, None

@@ -84,7 +84,8 @@ class Adversary(nn.Module):
             penalty = self._r1(real)
             loss = loss + self.config.r1 * self.config.r1_every * penalty
             seen["r1"] = penalty.detach()
-        (self.config.discriminator_weight * loss / parts).backward()
+        with torch.autocast(real.device.type, enabled=False):  # backward has the types of forward
+            (self.config.discriminator_weight * loss / parts).backward()
         accuracy_real, accuracy_fake = gan.accuracy(real_logits, fake_logits)
         return seen | {
             "discriminator_weighted": self.config.discriminator_weight * loss.detach(),
@@ -98,7 +99,8 @@ class Adversary(nn.Module):
         """Half the mean squared gradient at real images, in float32."""
         images = real.detach().float().requires_grad_()
         with torch.autocast(images.device.type, enabled=False):
-            return gan.r1_penalty(self.discriminator(images), images)
+            # The plain module: what is compiled cannot be differentiated twice.
+            return gan.r1_penalty(self.discriminator.forward(images), images)
 
     def collect(self) -> Tensor:
         """Average the gradients over processes; return their norm."""

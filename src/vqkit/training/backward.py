@@ -38,9 +38,15 @@ class Backward:
             losses: of these images.
         """
         if self.adversary is None:
-            (losses.total / self.parts).backward()
+            with _in_full(images):
+                (losses.total / self.parts).backward()
             return {}
         generator = self.adversary.generator_loss(images)
+        with _in_full(images):
+            return self._weigh(images, losses, generator)
+
+    def _weigh(self, images: Tensor, losses: Losses, generator: Tensor) -> dict[str, Tensor]:
+        assert self.adversary is not None  # it gave this loss
         (of_image,) = torch.autograd.grad(losses.image / self.parts, images)
         (of_generator,) = torch.autograd.grad(generator / self.parts, images)
         seen = {"generator": generator.detach()}
@@ -97,6 +103,11 @@ class Backward:
             ends.append(codes)
             gradients.append(torch.full_like(codes, 1 / self.parts))
         torch.autograd.backward(ends, gradients)
+
+
+def _in_full(images: Tensor) -> torch.autocast:
+    """Leave autocast: backward follows the types of forward, and float32 parts stay float32."""
+    return torch.autocast(images.device.type, enabled=False)
 
 
 def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:

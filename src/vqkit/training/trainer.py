@@ -102,6 +102,8 @@ class Trainer:
 
     def _compile(self) -> None:
         """Compile the networks in place; the quantizer's search is no graph and gains nothing."""
+        # The adaptive weight runs backward twice, so that no buffer may be given away in between.
+        torch._functorch.config.donated_buffer = False
         self.tokenizer.encoder.compile()
         self.tokenizer.decoder.compile()
         if self.adversary is not None:
