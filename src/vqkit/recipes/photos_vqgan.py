@@ -7,7 +7,7 @@ wheels; with it the images of that folder, whose shorter side must have 128 pixe
 
 These are no published experiments. All take the same number of steps of the same images, few
 enough for a laptop: what they show is how the systems learn, not how well they end. Like
-`vqkit.recipes.photos` they are set for few steps: Adam at 5e-4 instead of VQGAN's 4.5e-6 per image,
+`vqkit.recipes.photos` they are set for few steps: Adam at 1e-3 instead of VQGAN's 4.5e-6 per image,
 and commitment 1. Rates span 0.16 to 8 bits per pixel: read quality beside the rate.
 """
 
@@ -39,7 +39,7 @@ PAID: Final = {"commitment": 1.0}
 
 
 class VQGANPhotoOptions(PhotoOptions, total=False):
-    """What every recipe here takes; default 200 steps of 4 crops of 128 x 128."""
+    """What every recipe here takes; default 200 steps of 8 crops of 128 x 128."""
 
     start: int
     """Step from which the discriminator takes part; default half of the steps."""
@@ -121,8 +121,8 @@ def _run(name: str, preset: str, args: dict[str, Any], options: VQGANPhotoOption
         ),
         optim=OptimConfig(
             num_steps=num_steps,
-            batch_size=options.get("batch_size", 4),
-            lr=5e-4,
+            batch_size=options.get("batch_size", 8),
+            lr=1e-3,
             betas=(0.5, 0.9),
         ),
         log=LogConfig(every=10, checkpoint_every=max(1, min(1000, num_steps // 2))),
