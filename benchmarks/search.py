@@ -10,6 +10,7 @@ as long as ours runs once. Then ours and the fastest peer alternate, `--pairs` t
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,8 @@ CHECKED = 512
 """Vectors whose nearest code is looked up in float64."""
 CHECKED_ELEMENTS = 2**31
 OURS = "vqkit"
+MOST_BYTES = 2**33
+"""Beyond it the one-hot matrix is not tried."""
 ROUNDS = 5
 Work = Callable[[], object]
 
@@ -200,7 +203,9 @@ def count_table(page: Page, pairs: int, quick: bool) -> None:
             "ours, in any order": lambda z=z, ids=ids, k=num_codes, g=grid: code_sums(z, ids, k, g),
         }
         times = alternate(works, pairs)
-        times["one-hot"] = alternate({"one-hot": one_hot}, 1)["one-hot"]
+        hot_bytes = 12 * num_vectors * num_codes  # int64, and its copy in float32
+        fits = hot_bytes < MOST_BYTES
+        times["one-hot"] = alternate({"one-hot": one_hot}, 1)["one-hot"] if fits else [math.nan]
         rows.append(
             [f"{num_vectors}, {num_codes}, {dim}", *(1e3 * median(t) for t in times.values())]
         )
@@ -245,6 +250,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--slow", type=float, default=4.0)
     parser.add_argument("--shapes", type=int, nargs="*", help="only these, counted from 0")
+    parser.add_argument("--vectors", nargs="*", help="only these kinds, such as 'real x 10'")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -263,6 +269,7 @@ def main() -> None:
             cases.append(("real", z, codes))
             cases.append(("real x 10", 10 * z, 10 * codes))
             cases.append(("real + 100", z + 100, codes + 100))
+        cases = [case for case in cases if args.vectors is None or case[0] in args.vectors]
         search_table(page, cases, args.pairs, args.slow)
         if args.page is not None:
             page.write(args.page)  # what there is, should the rest be stopped

@@ -126,7 +126,7 @@ def revision() -> str:
     try:
         found = [
             subprocess.run(["git", *command], cwd=here, check=True, capture_output=True, text=True)
-            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "src"])
+            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", ":/src"])
         ]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

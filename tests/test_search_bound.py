@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from search_reference import random_case, unit
 
 from vqkit.search import METRICS, nearest
+from vqkit.search.blocked import _Search
 from vqkit.search.candidates import Judge
 from vqkit.search.running import Running
 from vqkit.search.screen import Screen
@@ -181,3 +182,18 @@ def test_products_of_lower_precision_are_bounded_too(precision, bf16, dim):
         torch.set_float32_matmul_precision(before)
     assert bool(((scores - truth).abs() <= slack).all())
     assert torch.equal(found, expected)
+
+
+def test_codes_that_lie_dense_are_screened_in_bf16_all_the_same():
+    """Every code has hundreds of neighbours within bf16's plain bound."""
+    source = torch.Generator().manual_seed(0)
+    middles = torch.randn(16, 64, generator=source)
+    codes = middles.repeat_interleave(512, 0)
+    codes += 0.02 * torch.randn(codes.shape, generator=source)
+    vectors = codes[::64] + 0.001 * torch.randn(128, 64, generator=source)
+    search = _Search(Judge(codes, "l2"), 1, bf16=True)
+    pairs = search.pairs(vectors)
+    assert search.bf16
+    assert len(pairs.row) < 20 * len(vectors)
+    truth = torch.cdist(vectors.double(), codes.double()).argmin(1)
+    assert torch.equal(pairs.first_k(vectors, search.judge, 1)[:, 0], truth)

@@ -106,6 +106,7 @@ class _Search:
         """The ids that are searched; None: all."""
         # Plain functions: bound ones would tie this object into a cycle that outlives the search.
         self.steps = [_Search._leave_out_copies] if k == 1 else []
+        self.steps += [_Search._follow_best] if bf16 and k == 1 else []
         self.steps += [_Search._use_float32]
         self.crowded = False
         """Whether vectors have so many candidates that following the best code pays."""
@@ -189,13 +190,14 @@ class _Search:
                 if len(pairs.row) > PAIRS:
                     pairs = pairs.where(pairs.score >= floor[pairs.row, 0])
                     if self.steps and seen > MANY * k * len(vectors):
+                        screen.learn(best[:, :1], factors)
                         return None
                     pairs = self._sieved(pairs, vectors)
                 if len(pairs.row) > PAIRS:
                     pairs = pairs.best_k(vectors, self.judge, k)
+        screen.learn(best[:, :1], factors)
         if self.steps and seen > max(MANY * k * len(vectors), PAIRS // ROOM):
             return None
-        screen.learn(best[:, :1], factors)
         self.crowded = self.bf16 and k == 1 and (self.crowded or seen > CROWD * len(vectors))
         if screen.width < screen.num_rows:
             pairs = pairs.where(pairs.score >= best[pairs.row, -1])
@@ -227,6 +229,14 @@ class _Search:
         keep = several.logical_not()
         keep[several] = away - error <= nearest[rows]
         return pairs.where(keep)
+
+    def _follow_best(self) -> bool:
+        """Codes may lie so dense that the plain bound of bf16 lets hundreds through.
+
+        The next attempt also knows from this one where the best scores lie (`Screen.learn`).
+        """
+        was, self.crowded = self.crowded, True
+        return not was
 
     def _leave_out_copies(self) -> bool:
         """Collapsed codebooks hold many equal codes, every one a tie for every vector."""
