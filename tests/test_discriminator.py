@@ -193,6 +193,22 @@ def work(norm, rank=None, amount=1):
     return found, dict(model.named_buffers())
 
 
+def test_spectral_norm_bounds_every_convolution():
+    judge = discriminator(norm="spectral", width=4, num_layers=2)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    for _ in range(50):  # one power iteration each
+        judge(images)
+    judge.eval()
+    weights = [layer.weight for layer in judge.layers if isinstance(layer, nn.Conv2d)]
+    assert len(weights) == 4
+    for weight in weights:
+        largest = torch.linalg.svdvals(weight.flatten(1))[0]
+        assert largest.item() == pytest.approx(1.0, abs=0.02)
+    copy = discriminator(norm="spectral", width=4, num_layers=2)
+    copy.load_state_dict(judge.state_dict())
+    assert torch.equal(copy.eval()(images), judge(images))
+
+
 def main(folder, rank):
     torch.set_num_threads(1)
     meeting = (Path(folder) / "meeting").as_uri()

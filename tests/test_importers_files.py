@@ -275,6 +275,15 @@ def tensor(shape, stride=None, offset=0, numel=4, key="0", kind="FloatStorage", 
         pytest.param(b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b".", "no dict", id="nested"),
         pytest.param(b"\x80\x02K\x01" + b"\x85" * 10**5 + b"K\x01s.", "damaged", id="deep keys"),
         pytest.param(b"\x80\x02\x82\x01.", "EXT1 has no place", id="extension"),
+        pytest.param(
+            b"\x80\x02]q\x00("
+            + b"X\x01\0\0\0aK\x01\x86" * 1000
+            + b"e"
+            + b"ccollections\nOrderedDict\nh\x00\x85R" * 1000
+            + b".",
+            "copies more than it holds",
+            id="one list again and again",
+        ),
     ],
 )
 def test_pickles_that_promise_what_is_not_there(pickled, reason, tmp_path):

@@ -292,3 +292,18 @@ def test_both_learning_rates_follow_the_schedule(images):
 def test_its_state_is_in_the_state_dict():
     adversary = Adversary(JUDGE, OptimConfig(num_steps=1), 3)
     assert {"lecam_real", "lecam_fake"} <= set(adversary.state_dict())
+
+
+def test_penalties_stand_in_every_line(images):
+    """R1 is computed in every second step; the others show the last one."""
+    judge = dataclasses.replace(JUDGE, lecam=0.1, r1=0.5, r1_every=2, discriminator_weight=2.0)
+    config = adversarial(images, judge=judge)
+    trainer = trainer_of(config)
+    reports = [trainer.step(batch).losses for batch in batches(config, 4)]
+    first, second, third, fourth = (report["r1"] for report in reports)
+    assert first == second > 0
+    assert third == fourth != first
+    for report in reports:
+        assert report["r1_weighted"] == pytest.approx(2.0 * 0.5 * report["r1"])
+        assert report["lecam_weighted"] == pytest.approx(2.0 * 0.1 * report["lecam"])
+        assert report["discriminator_weighted"] == pytest.approx(2.0 * report["discriminator"])

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from training_runs import assert_same_run, comparable_log, run_config, write_images
 
 from vqkit.config import DataConfig, ValidationConfig, with_changes
-from vqkit.data import load_images, to_float
+from vqkit.data import iterate_once, load_images, to_float
+from vqkit.data.share import Share
 from vqkit.metrics import to_bytes
 from vqkit.metrics.lpips import LPIPS
 from vqkit.models import ImageTokenizer, TokenizerConfig
-from vqkit.training import Terminated, read_log, train, validation
+from vqkit.training import Terminated, list_checkpoints, read_log, train, validation
+from vqkit.training.stops import read_stop
 from vqkit.training.trainer import Trainer
 
 
@@ -309,3 +311,24 @@ def test_a_reconstruction_that_is_not_finite_stops_the_run(images, held, tmp_pat
     with pytest.raises(ValueError, match=r"step=5: .*NaN"):
         train(validated(images, held), out=tmp_path, progress=False)
     assert json.loads((tmp_path / "stopped.json").read_text())["kind"] == "not_finite"
+
+
+def test_images_that_do_not_fit_lose_no_step(images, held, tmp_path):
+    """They are found out at the first validation only."""
+    config = validated(images, held)
+    held_out = with_changes(config.validation.data, crop="center", crop_size=12)
+    config = with_changes(config, validation=with_changes(config.validation, data=held_out))
+    with pytest.raises(OSError, match=r"step(=| )5"):
+        train(config, out=tmp_path / "run", progress=False)
+    stop = read_stop(tmp_path / "run")
+    assert stop["kind"] == "data"
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step_00000005"
+
+
+def test_a_part_without_readable_images_is_left_to_the_others(held, tmp_path):
+    folder = tmp_path / "some"
+    shutil.copytree(held, folder)
+    (folder / "zz.png").write_bytes(b"no image")
+    data = load_images(DataConfig(source="folder", path=str(folder), on_broken="skip"))
+    with pytest.warns(UserWarning, match="on_broken"):
+        assert list(iterate_once(Share(data, len(data) - 1, len(data)), 4)) == []

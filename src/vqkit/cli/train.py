@@ -41,16 +41,18 @@ def run(words: Sequence[str]) -> None:
         say(json.dumps(to_dict(config), indent=2))
         return
     folder = Path(out) if out is not None else Path("runs") / config.name
-    if fresh:
+    main = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one cares and tells
+    if fresh and main:
         remove_run(folder)
     from vqkit.training import list_checkpoints, run_folder, train
 
-    run_folder.check_settings(folder, config, resume=True)
+    if main:
+        run_folder.check_settings(folder, config, resume=True)
     present = list_checkpoints(folder)
-    if present:
+    if present and main:
         tell(f"{folder} holds this run up to {present[-1].name}; it goes on from there")
     result = train(config, out=folder)
-    if os.environ.get("RANK", "0") == "0":  # one line, not one per process of torchrun
+    if main:
         last = result.log[-1]
         say(f"trained {config.name}, {last['step']:,} steps, loss {last['loss']:.4g} → {folder}")
 

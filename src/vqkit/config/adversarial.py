@@ -8,7 +8,7 @@ from typing import Literal
 from vqkit.config.core import check_at_least, check_choice, require
 
 GanLoss = Literal["hinge", "non_saturating"]
-Norm = Literal["batch", "synced_batch", "none"]
+Norm = Literal["batch", "synced_batch", "spectral", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,8 @@ class AdversarialConfig:
     """Channels of the discriminator's first layer."""
     norm: Norm = "batch"
     """Normalisation of the discriminator: over the micro-batch of a process, over those of all
-    processes (`synced_batch`), or none."""
+    processes (`synced_batch`), of its weights by their largest singular value (`spectral`,
+    arXiv:1802.05957), or none."""
     lr: float | None = None
     """Learning rate of the discriminator; None is that of the generator."""
     lecam: float = 0.0

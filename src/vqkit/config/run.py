@@ -18,7 +18,7 @@ class LogConfig:
     """What a run writes, and how often (in optimizer steps)."""
 
     every: int = 50
-    """A line in `log.jsonl` (and TensorBoard)."""
+    """A line in `log.jsonl` (and TensorBoard); ends of epochs and validations have one too."""
     checkpoint_every: int = 1000
     keep: int = 2
     """Checkpoints kept; the newest is never removed."""

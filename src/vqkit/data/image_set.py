@@ -48,6 +48,9 @@ class ImageSet(ABC):
     same one whenever and wherever that batch is made) and `iterate_once` leaves it out.
     """
 
+    partial = False
+    """Whether this is one process's part of a set."""
+
     def __init__(self, config: DataConfig, listing: Listing) -> None:
         self.config = config
         self.labels = listing.labels

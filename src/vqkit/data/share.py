@@ -18,6 +18,8 @@ from vqkit.data.preparing import Pixels
 class Share(ImageSet):
     """Images start, start + 1, …, stop - 1 of another set."""
 
+    partial = True
+
     def __init__(self, whole: ImageSet, start: int, stop: int) -> None:
         listing = Listing(
             count=stop - start,

@@ -138,7 +138,8 @@ def iterate_once(image_set: ImageSet, batch_size: int) -> Iterator[Batch]:
     """Yield every image once, in order, without random crop or flip; for evaluation.
 
     A batch holds consecutive images of one size, at most `batch_size`; a change of size ends it.
-    With `on_broken="skip"` broken images are left out; if none is readable this is a `ValueError`.
+    With `on_broken="skip"` broken images are left out; if none is readable this is a `ValueError`,
+    but for a part of a set, which then yields nothing.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -163,6 +164,8 @@ def iterate_once(image_set: ImageSet, batch_size: int) -> Iterator[Batch]:
             batch.append(image)
             keys.append(image_set.name(index))
     if not batch:
+        if image_set.partial:  # other parts may have readable ones
+            return
         raise image_set.all_broken()
     yield Batch(torch.from_numpy(np.stack(batch)), keys)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from vqkit.config import AdversarialConfig, require
 from vqkit.config.adversarial import Norm
@@ -20,7 +21,9 @@ class PatchDiscriminator(nn.Module):
 
     `num_layers` convolutions of 4×4 with stride 2 and two with stride 1, LeakyReLU(0.2) between
     them. Channels double from `width` to at most 8 times that; all but the first and the last
-    convolution are normalised, and where a normalisation follows they have no bias. Weights start
+    convolution are normalised, and where a normalisation follows they have no bias. `spectral`
+    divides the weights of all convolutions by their largest singular value instead, estimated by
+    one power iteration in every training forward. Weights start
     at N(0, 0.02), those of the normalisation at N(1, 0.02); biases of convolutions as torch does.
     """
 
@@ -33,7 +36,7 @@ class PatchDiscriminator(nn.Module):
         for number in range(1, config.num_layers + 1):
             wider = config.width * min(2**number, WIDEST)
             stride = 2 if number < config.num_layers else 1
-            bias = config.norm == "none"
+            bias = config.norm in ("none", "spectral")
             layers.append(nn.Conv2d(channels, wider, 4, stride=stride, padding=1, bias=bias))
             layers += _normalisation(config.norm, wider)
             layers.append(nn.LeakyReLU(0.2, inplace=True))
@@ -41,6 +44,9 @@ class PatchDiscriminator(nn.Module):
         layers.append(nn.Conv2d(channels, 1, 4, padding=1))
         self.layers = nn.Sequential(*layers)
         self.apply(_initialise)
+        if config.norm == "spectral":
+            for convolution in [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]:
+                spectral_norm(convolution)
 
     @property
     def patch_size(self) -> int:
@@ -133,7 +139,7 @@ def _as_map(channels: Tensor) -> Tensor:
 
 
 def _normalisation(norm: Norm, channels: int) -> list[nn.Module]:
-    if norm == "none":
+    if norm in ("none", "spectral"):
         return []
     return [nn.BatchNorm2d(channels) if norm == "batch" else SyncedBatchNorm(channels)]
 

@@ -58,11 +58,12 @@ def vq_vae(
     *,
     commitment: float = 0.25,
     codebook: float = 1.0,
+    metric: Metric = "l2",
     in_channels: int | None = None,
 ) -> GridQuantizer:
     """VQ-VAE: codes moved by gradient, nearest by L2 (arXiv:1711.00937)."""
     book = FreeCodebook(uniform_codes(num_codes, dim))
-    quantizer = VectorQuantizer(book, Nearest(), terms=_paid(codebook, commitment))
+    quantizer = VectorQuantizer(book, Nearest(metric), terms=_paid(codebook, commitment))
     return GridQuantizer(quantizer, in_channels=in_channels)
 
 
@@ -74,13 +75,14 @@ def vq_ema(
     decay: float = 0.99,
     eps: float = 1e-5,
     restart_below: float | None = None,
+    metric: Metric = "l2",
     in_channels: int | None = None,
 ) -> GridQuantizer:
     """VQ-VAE with codes as moving averages of their vectors (arXiv:1711.00937, appendix A.1)."""
     book = FreeCodebook(uniform_codes(num_codes, dim), moved_by="rule")
     rule = EMA(book, decay=decay, eps=eps, restart_below=restart_below)
     terms = (Commitment(weight=commitment),)
-    quantizer = VectorQuantizer(book, Nearest(), terms=terms, rules=(rule,))
+    quantizer = VectorQuantizer(book, Nearest(metric), terms=terms, rules=(rule,))
     return GridQuantizer(quantizer, in_channels=in_channels)
 
 

@@ -119,6 +119,7 @@ def lc_vqgan(
     data_set: LCSet = "imagenet",
     num_codes: int = 16_384,
     tokens: int = 256,
+    metric: Metric = "l2",
     **options: Unpack[VQGANOptions],
 ) -> RunConfig:
     """VQGAN as VQGAN-LC trains it: 16,384 codes of 256 numbers, 256 tokens, 0.0547 bits per pixel.
@@ -131,7 +132,8 @@ def lc_vqgan(
     Data: as `vqgan_lc_imagenet` and `vqgan_lc_ffhq`, without a codebook.
     Differs: see the list at the head of `vqkit.recipes.vqgan_lc`.
     """
-    quantizer = preset("vq_vae", num_codes=num_codes, dim=256, **WEIGHTS)
+    _check_metric(metric)
+    quantizer = preset("vq_vae", num_codes=num_codes, dim=256, metric=metric, **WEIGHTS)
     return _run(f"lc_vqgan_{num_codes}", data_set, quantizer, tokens, options)
 
 
@@ -167,6 +169,7 @@ def lc_vqgan_ema(
     num_codes: int = 16_384,
     tokens: int = 256,
     dim: int = 8,
+    metric: Metric = "l2",
     **options: Unpack[VQGANOptions],
 ) -> RunConfig:
     """VQGAN-EMA of VQGAN-LC's paper: 16,384 moving averages, 256 tokens, 0.0547 bits per pixel.
@@ -180,7 +183,9 @@ def lc_vqgan_ema(
     Differs: its code moves the codes twice a step, also in evaluation, on every GPU for itself, and
     from counts of zero; here once, in training, jointly, from counts of one.
     """
-    quantizer = preset("vq_ema", num_codes=num_codes, dim=dim, commitment=WEIGHTS["commitment"])
+    _check_metric(metric)
+    commitment = WEIGHTS["commitment"]
+    quantizer = preset("vq_ema", num_codes=num_codes, dim=dim, metric=metric, commitment=commitment)
     return _run(f"lc_vqgan_ema_{num_codes}", data_set, quantizer, tokens, options)
 
 

@@ -106,6 +106,12 @@ class VQGANOptions(TypedDict, total=False):
     """Images to evaluate on; default those that the data set keeps for it."""
     validation_path: str
     """Images to look at during training; default none. Never the test set."""
+    files: str
+    """List of the training images below `path` (docs/datasets.md); default all."""
+    test_files: str
+    """List of the test images below `test_path`; default all."""
+    validation_files: str
+    """List of the images to look at below `validation_path`; default all."""
     batch_size: int
     """Images per step over all GPUs; default as published. VQGAN's learning rates follow it."""
     num_steps: int
@@ -149,7 +155,13 @@ def vqgan_run(
     warmup = int(schedule.warmup_epochs * per_epoch) or usual.warmup_steps
     train, test = _images(data_set, facts, schedule, size, options)
     held = options.get("validation_path")
-    validation = replace(test, path=held) if held is not None else None
+    listed = options.get("validation_files")
+    require(
+        listed is None or held is not None,
+        f"validation_files={listed!r}",
+        "its images lie below validation_path; give that too",
+    )
+    validation = replace(test, path=held, files=listed) if held is not None else None
     return RunConfig(
         name=options.get("name", f"{name}_{data_set}"),
         quantizer=quantizer,
@@ -189,10 +201,12 @@ def _images(
         stretch=facts.stretch,
         crop="none" if facts.stretch else "center",
         crop_size=crop_size,
+        files=options.get("test_files"),
     )
     train = replace(
         centre,
         path=root if test is not None else f"{root}/{facts.train}",
+        files=options.get("files"),
         crop="none" if facts.stretch else facts.crop,
         flip=facts.flip if schedule.flip is None else schedule.flip,
     )

@@ -27,6 +27,7 @@ class Adversary(nn.Module):
 
     lecam_real: Tensor
     lecam_fake: Tensor
+    last_r1: Tensor
 
     def __init__(self, config: AdversarialConfig, optim: OptimConfig, image_channels: int) -> None:
         super().__init__()
@@ -35,6 +36,8 @@ class Adversary(nn.Module):
         # Running means of the logits, which LeCam compares with.
         self.register_buffer("lecam_real", torch.zeros(()))
         self.register_buffer("lecam_fake", torch.zeros(()))
+        # R1 is not computed in every step; the log shows the last one.
+        self.register_buffer("last_r1", torch.zeros(()))
         self.lr = config.lr if config.lr is not None else optim.lr
         self.optimizer = torch.optim.Adam(
             self.discriminator.parameters(), self.lr, optim.betas, optim.eps
@@ -62,6 +65,9 @@ class Adversary(nn.Module):
     def accumulate(self, real: Tensor, fake: Tensor, step: int, parts: int) -> dict[str, Tensor]:
         """Add the gradient of one of `parts` micro-batches; return its losses and logits.
 
+        `r1` is that of the last step that had one, 0 before; `r1_weighted` what it adds to the loss
+        of a step on average.
+
         Args:
             real: (b, C, H, W) images in [-1, 1].
             fake: (b, C, H, W) their reconstructions, without gradient.
@@ -73,27 +79,34 @@ class Adversary(nn.Module):
             self.discriminator(fake).float(),
         )
         loss = gan.discriminator_loss(self.config.discriminator_loss, real_logits, fake_logits)
-        seen = {"discriminator": loss.detach()}
+        factor = self.config.discriminator_weight
+        seen = {"discriminator": loss.detach(), "discriminator_weighted": factor * loss.detach()}
         if self.config.lecam:
             # The means of the steps before, zero at first; the paper's code takes this step's in
             # already, which micro-batches and processes could not agree on before the loss.
             lecam = gan.lecam(real_logits, fake_logits, self.lecam_real, self.lecam_fake)
             loss = loss + self.config.lecam * lecam
             seen["lecam"] = lecam.detach()
-        if self.config.r1 and step % self.config.r1_every == 0:
-            penalty = self._r1(real)
-            loss = loss + self.config.r1 * self.config.r1_every * penalty
+            seen["lecam_weighted"] = factor * self.config.lecam * lecam.detach()
+        if self.config.r1:
+            penalty = self.last_r1.clone()
+            if self._penalises(step):
+                penalty = self._r1(real)
+                loss = loss + self.config.r1 * self.config.r1_every * penalty
             seen["r1"] = penalty.detach()
+            seen["r1_weighted"] = factor * self.config.r1 * penalty.detach()
         with torch.autocast(real.device.type, enabled=False):  # backward has the types of forward
-            (self.config.discriminator_weight * loss / parts).backward()
+            (factor * loss / parts).backward()
         accuracy_real, accuracy_fake = gan.accuracy(real_logits, fake_logits)
         return seen | {
-            "discriminator_weighted": self.config.discriminator_weight * loss.detach(),
             "logits_real": real_logits.detach().mean(),
             "logits_fake": fake_logits.detach().mean(),
             "accuracy_real": accuracy_real.detach(),
             "accuracy_fake": accuracy_fake.detach(),
         }
+
+    def _penalises(self, step: int) -> bool:
+        return self.config.r1 > 0 and step % self.config.r1_every == 0
 
     def _r1(self, real: Tensor) -> Tensor:
         """Half the mean squared gradient at real images, in float32."""
@@ -114,6 +127,8 @@ class Adversary(nn.Module):
         self.optimizer.step()
         buffers = [b for b in self.discriminator.buffers() if b.is_floating_point()]
         average_in_place(buffers)  # the running statistics of batch normalisation
+        if self._penalises(step):
+            self.last_r1.copy_(ranks.sum_over_ranks(seen["r1"].float()) / ranks.world_size())
         if self.config.lecam:
             means = torch.stack([seen["logits_real"], seen["logits_fake"]])
             means = ranks.sum_over_ranks(means) / ranks.world_size()

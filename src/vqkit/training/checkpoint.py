@@ -8,7 +8,7 @@ that `ImageTokenizer.from_pretrained` loads:
     discriminator.safetensors            the discriminator, if the run has one
     discriminator_optimizer.safetensors  its optimizer's tensors
     ema.safetensors                      averaged weights, if the run keeps them
-    trainer.safetensors                  random generators, codes counted for the next log line
+    trainer.safetensors                  random generators, codes counted for the log
     trainer.json                         step, settings, versions, hardware, SHA-256 of the others
 """
 
@@ -249,9 +249,14 @@ def _read_verified(path: Path, sha256: str) -> bytes:
 
 
 def _completed(trainer: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-    """Add what older versions did not save: when a code was last drawn; just now, for all."""
+    """Add what older versions did not save.
+
+    When a code was last drawn: just now, for all. What this epoch has drawn: nothing yet, so that
+    the rest of it is counted.
+    """
     counts = trainer["code_counts"]
     missing = {
+        "epoch_counts": torch.zeros_like(counts),
         "code_drawn_at": torch.full_like(counts, step, dtype=torch.int32),
         "code_window_began": torch.tensor(step),
     }

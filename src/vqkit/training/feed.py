@@ -23,7 +23,7 @@ class Feed:
                 batch = next(self._batches)
                 self._check_folder()
                 return batch
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, MemoryError) as error:
                 self.error = error
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -18,13 +19,22 @@ class Terminated(KeyboardInterrupt):
 class Interrupt:
     """Within it the first SIGINT or SIGTERM is only noted; a second SIGINT acts at once.
 
-    Outside the main thread Python allows no signal handlers; there it does nothing.
+    Outside the main thread Python allows no signal handlers; there it does nothing. A process of
+    `torchrun` whose launcher is gone is asked to stop as well: nobody would end it, and the command
+    that was started again waits for the folder.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        """The signal that asks to stop; SIGTERM if both came."""
+        self._received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    @property
+    def received(self) -> signal.Signals | None:
+        """The signal that asks to stop; SIGTERM if both came."""
+        if self._launcher is not None and os.getppid() != self._launcher:
+            return signal.SIGTERM
+        return self._received
 
     @property
     def requested(self) -> bool:
@@ -49,6 +59,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not signal.SIGTERM:
-            self.received = signal.Signals(number)
+        if self._received is not signal.SIGTERM:
+            self._received = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from vqkit.config import RunConfig
 from vqkit.models import ImageTokenizer
 from vqkit.models.settings import Presets
 from vqkit.training import endings, run_folder
+from vqkit.training.claim import claimed
 from vqkit.training.feed import Feed
 from vqkit.training.interrupt import Interrupt
 from vqkit.training.log import read_log
@@ -51,9 +53,9 @@ def train(
     explains. With several processes all of them stop together, and each raises.
 
     Raises:
-        ValueError: settings that do not fit, a folder of another run, data that changed since the
-            checkpoint, a loss or gradient that is not finite, or a reconstruction error that has
-            exploded (`log.explode`); the batch is saved beside.
+        ValueError: settings that do not fit, a folder of another run or one where another process
+            trains, data that changed since the checkpoint, a loss or gradient that is not finite,
+            or a reconstruction error that has exploded (`log.explode`); the batch is saved beside.
         OSError: images that cannot be read any more (a checkpoint was saved before), or three
             checkpoints on end, or the last one, that could not be written. Call again to go on.
         MemoryError: too little memory; one process saves what it can.
@@ -61,12 +63,14 @@ def train(
         Terminated: SIGTERM, likewise; a kind of KeyboardInterrupt.
     """
     folder = Path(out) if out is not None else Path("runs") / config.name
-    run_folder.check_settings(folder, config, resume=resume)
-    run = Run(config, folder, presets)
-    if not run.finished:
-        if not run.complete:  # else it was stopped between its last checkpoint and its result
-            _make_steps(run, progress)
-        run.write_result()
+    if os.environ.get("RANK", "0") == "0":  # of several, the one that the folder is kept by
+        run_folder.check_settings(folder, config, resume=resume)
+    with claimed(folder):
+        run = Run(config, folder, presets)
+        if not run.finished:
+            if not run.complete:  # else it was stopped between its last checkpoint and its result
+                _make_steps(run, progress)
+            run.write_result()
     _, tokenizer = run_folder.load_run(folder, presets=presets)
     return TrainResult(folder, tokenizer, read_log(folder / "log.jsonl"))
 

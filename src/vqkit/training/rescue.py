@@ -27,7 +27,8 @@ class Rescue:
         for optimizer in self._optimizers:
             optimizer.register_step_pre_hook(self._touch)
         # Few and small: not the codebook, whose statistics can be forgotten.
-        self._buffers = [trainer.window.counts, *(adversary.buffers() if adversary else [])]
+        counts = [trainer.window.counts, trainer.epochs.counts]
+        self._buffers = [*counts, *(adversary.buffers() if adversary else [])]
         self._copies: list[Tensor] = []
         self._random: list[Tensor] = []
 

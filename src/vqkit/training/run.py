@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from vqkit.config import RunConfig
 from vqkit.data import BatchStream, ImageSet, load_images
 from vqkit.models.settings import Presets
+from vqkit.quantizers import ranks
 from vqkit.training import health, run_folder
 from vqkit.training.checkpoint import (
     newest_checkpoint,
@@ -40,6 +44,7 @@ class Run:
         """Continue what `folder` holds, or begin; a finished run (`finished`) loads nothing."""
         self.config, self.folder, self.presets = config, folder, presets
         self.accelerator = make_accelerator()
+        self.accelerator.wait_for_everyone()  # the main process may have removed another run
         self.main = self.accelerator.is_main_process
         result = run_folder.read_result(folder)
         self.finished = result is not None and result["steps"] == config.optim.num_steps
@@ -55,7 +60,8 @@ class Run:
         )
         self.data = {"data": _describe(images)}
         objective = TokenizerObjective(config.objective, self.accelerator.device)
-        self.trainer = Trainer(config, self.accelerator, objective, presets=presets)
+        built = run_folder.without_files(folder, config)
+        self.trainer = Trainer(built, self.accelerator, objective, presets=presets)
         held = config.validation is not None
         self.validator = Validator(config, folder, objective.lpips) if held else None
         if self.validator is not None:
@@ -88,7 +94,7 @@ class Run:
                 _check_same(name, snapshot.record.get(name), now)
             self.trainer.restore(snapshot)
             self._restore_record(snapshot.record)
-        self.accelerator.wait_for_everyone()  # all have read before one writes
+        self._check_together(0 if snapshot is None else snapshot.step)  # all have read; one writes
         if self.main:
             remove_unfinished(self.folder)
             set_aside_newer(self.folder, self.trainer.done)
@@ -96,6 +102,17 @@ class Run:
             forget_stop(self.folder)
             run_folder.write_settings(self.folder, self.config)
         self.accelerator.wait_for_everyone()
+
+    def _check_together(self, step: int) -> None:
+        """Raise `ValueError` on all processes unless they see the same checkpoint and images."""
+        seen = hashlib.sha256(repr((step, self.data)).encode()).digest()[:6]
+        mine = torch.tensor([[step, int.from_bytes(seen, "big")]])
+        rows = ranks.gather_over_ranks(mine.to(self.accelerator.device)).view(-1, 2)
+        if bool((rows != rows[0]).any()):
+            raise ValueError(
+                f"out={self.folder}: processes do not see the same (checkpoints of the steps "
+                f"{rows[:, 0].tolist()}, or other images); give all machines the same folders"
+            )
 
     def _restore_record(self, record: dict[str, Any]) -> None:
         self._pace.seconds_before = record["seconds"]
@@ -124,7 +141,9 @@ class Run:
     def open_log(self) -> RunLog:
         """Continue the log where the trainer stands."""
         board = self.config.log.tensorboard
-        return RunLog(self.folder, start=self.step, tensorboard=board, main=self.main)
+        # A line that waits for its validation may be there already, if its checkpoint was not.
+        start = self.step if self.line is None else self.step - 1
+        return RunLog(self.folder, start=start, tensorboard=board, main=self.main)
 
     # ------------------------------------------------------------------ a line of the log
 
@@ -132,7 +151,8 @@ class Run:
         """Make the line of this step if one is due: its losses, and health since the last line."""
         last = self.step >= self.config.optim.num_steps
         due = self.step % self.config.log.every == 0
-        if not (due or last or self._validation_due):
+        of_epoch = self._close_epoch()
+        if not (due or last or of_epoch or self._validation_due):
             return
         line: dict[str, Any] = {"step": self.step}
         line |= self.trainer.mean_over_processes(report.losses)
@@ -140,9 +160,15 @@ class Run:
         # Between the regular lines the window goes on, as it would have without this one.
         window = self.trainer.window
         line |= window.close(self.step) if due else window.summary(self.step)
+        line |= of_epoch
         line |= self._pace.line(self.step, self.config.optim.batch_size)
         line |= health.memory(self.accelerator.device)
         self.line = line
+
+    def _close_epoch(self) -> dict[str, Any]:
+        """Return what the epoch that ends with this step has drawn; empty within an epoch."""
+        epoch, rest = divmod(self.step, self.stream.batches_per_epoch)
+        return {} if rest else self.trainer.epochs.close(epoch)
 
     def finish_line(self, log: RunLog, stop: Callable[[], bool]) -> None:
         """Validate if it is time, and write the line; `stop` breaks a validation off.

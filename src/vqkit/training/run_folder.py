@@ -1,10 +1,12 @@
 """The folder of a run: what is in it, whether it may be continued, what it has brought.
 
 config.json        the resolved settings
-log.jsonl          one line per `log.every` steps, and for every validation
+log.jsonl          one line per `log.every` steps, for every epoch and every validation
 step_00001000/     checkpoints (`checkpoint.py`)
 validation/, best/ pictures and the best tokenizer so far (`validation.py`)
-tokenizer/         the finished tokenizer, with averaged weights if the run keeps them
+tokenizer/         the finished tokenizer, with averaged weights if the run keeps them; whole, with
+                   the features and networks that codes are computed from (`vqkit export` leaves
+                   them out)
 result.json        written last: steps, seconds, versions, hardware, final line of the log
 stopped.json       why a run did not reach its end (`stops.py`), with bad_batch.safetensors
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +24,13 @@ from torch import Tensor
 
 from vqkit.config import RunConfig, from_dict, to_dict
 from vqkit.models import ImageTokenizer
-from vqkit.models.files import write_whole
-from vqkit.models.settings import Presets, without_tensors
+from vqkit.models.files import read_config, write_whole
+from vqkit.models.settings import (
+    Presets,
+    config_from_values,
+    without_sources,
+    without_tensors,
+)
 from vqkit.training.checkpoint import (
     checkpoint_folder,
     list_checkpoints,
@@ -33,15 +41,18 @@ from vqkit.training.folders import whole_folder
 SETTINGS: Final = "config.json"
 RESULT: Final = "result.json"
 TOKENIZER: Final = "tokenizer"
+_PLACES: Final = ("path", "files", "workers")
 FREE: Final = (
     "log.",
-    *(f"{data}.{name}:" for data in ("data", "validation.data") for name in ("path", "workers")),
+    *(f"{data}.{name}:" for data in ("data", "validation.data") for name in _PLACES),
     "validation.batch_size:",
+    "test_data",
     "optim.accumulate:",
     "optim.compile:",
 )
 """What may change when a run is continued: where images lie (the same ones, by their fingerprint),
-and what makes it fit a machine, though the last two change how sums are rounded."""
+the test set, which training never sees, and what makes a run fit a machine, though the last two
+change how sums are rounded."""
 
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:
@@ -128,6 +139,20 @@ def write_result(folder: Path, tokenizer: ImageTokenizer, result: dict[str, Any]
     with whole_folder(folder / TOKENIZER) as part:
         tokenizer.save_pretrained(part)
     _write_json(folder / RESULT, result)
+
+
+def without_files(folder: Path, config: RunConfig) -> RunConfig:
+    """Copy `config` with zeros where it names the file of a codebook that a checkpoint holds.
+
+    For a run that is continued: the file is read when it begins, and may be gone afterwards.
+    """
+    for checkpoint in list_checkpoints(folder)[-1:]:
+        try:
+            saved = config_from_values(read_config(checkpoint).get("tokenizer"))
+        except ValueError:
+            break  # it is damaged; an older one will be found, and the file is read again
+        return replace(config, quantizer=without_sources(config.quantizer, saved.quantizer.args))
+    return config
 
 
 def load_run(

@@ -17,6 +17,7 @@ from vqkit.training.adversary import Adversary
 from vqkit.training.average import WeightAverage
 from vqkit.training.backward import Backward
 from vqkit.training.checkpoint import Snapshot, load_optimizer_tensors, optimizer_tensors
+from vqkit.training.epochs import EpochUsage
 from vqkit.training.gradients import average_gradients
 from vqkit.training.health import not_finite
 from vqkit.training.objective import Losses, Objective
@@ -87,6 +88,7 @@ class Trainer:
             for path, weight in self.tokenizer.quantizer.term_weights().items()
         }
         self.window = CodeWindow(self.tokenizer.quantizer, accelerator.device)
+        self.epochs = EpochUsage(self.window)
         if config.optim.compile:
             self._compile()
         self.done = 0
@@ -157,6 +159,7 @@ class Trainer:
                 output = self.tokenizer(part)
                 losses = self.objective(part, output)
                 self.window.count(output.quantized.ids)
+                self.epochs.count(output.quantized.ids)
                 said = backward.add(output.images, losses)
             _add(sums, named_values(losses) | said, len(parts))
             if learning:
@@ -224,7 +227,7 @@ class Trainer:
     def snapshot(self, record: dict[str, Any]) -> Snapshot:
         """Return the state after `done` steps; every process calls this at the same step."""
         names = {parameter: name for name, parameter in self.tokenizer.named_parameters()}
-        trainer = {**self.window.state(), "random.cpu": torch.get_rng_state()}
+        trainer = self.window.state() | self.epochs.state() | {"random.cpu": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
             trainer["random.cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
         adversary, its_optimizer = None, None
@@ -256,7 +259,8 @@ class Trainer:
             load_optimizer_tensors(self.adversary.optimizer, its_names, its_tensors)
         if self.average is not None and snapshot.average is not None:
             self.average.load(snapshot.average)
-        self.window.load(snapshot.trainer, main=self.accelerator.is_main_process)
+        for counts in (self.window, self.epochs):
+            counts.load(snapshot.trainer, main=self.accelerator.is_main_process)
         torch.set_rng_state(snapshot.trainer["random.cpu"])
         if self.accelerator.device.type == "cuda" and "random.cuda" in snapshot.trainer:
             torch.cuda.set_rng_state(snapshot.trainer["random.cuda"], self.accelerator.device)

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqkit.config import RunConfig, ValidationConfig
-from vqkit.data import BrokenImageError, ImageSet, iterate_once, load_images, to_float
+from vqkit.data import Batch, BrokenImageError, ImageSet, iterate_once, load_images, to_float
 from vqkit.data.share import Share
 from vqkit.metrics import DEFAULT, CodeUsage, mean_absolute_error, psnr, to_bytes
 from vqkit.metrics.lpips import LPIPS
@@ -60,6 +60,7 @@ class Validator:
         self.folder, self.lpips = folder, lpips
         self.num_steps = config.optim.num_steps
         self.images = load_images(self.config.data)
+        self._fingerprint = self.images.fingerprint()
         self.best: dict[str, Any] | None = None
         """`step`, `metric` and `score` of the best tokenizer so far."""
 
@@ -116,7 +117,7 @@ class Validator:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield originals, ids and reconstructions as bytes, batch by batch."""
         device = next(tokenizer.parameters()).device
-        for batch in iterate_once(images, self.config.batch_size) if len(images) else ():
+        for batch in _readable(images, self.config.batch_size):
             originals = batch.images.to(device)
             size = (originals.shape[-2], originals.shape[-1])
             ids = tokenizer.encode(originals)
@@ -157,7 +158,7 @@ class Validator:
             **best,
             "validation": dict(found),
             "images": len(self.images),
-            "data": self.images.fingerprint(),
+            "data": self._fingerprint,
         }
         try:
             with whole_folder(self.folder / BEST) as part:
@@ -204,21 +205,35 @@ class _Sums:
     def join(self) -> dict[str, float] | None:
         """Return the numbers of all processes together; None if one broke off."""
         unreadable_here = isinstance(self.error, OSError | BrokenImageError)
-        signs = [self.broken_off, unreadable_here, self.error is not None]
-        broken_off, gone, failed = sum_over_processes(torch.tensor(signs).double()).tolist()
+        wrong = isinstance(self.error, ValueError) and not unreadable_here
+        signs = [self.broken_off, unreadable_here, wrong, self.error is not None]
+        broken_off, gone, bad, failed = sum_over_processes(torch.tensor(signs).double()).tolist()
         if gone:
             raise UnreadableError(f"validation.data: {unreadable(self.error)}") from self.error
+        if bad:  # the same kind of error everywhere: what is done about it needs all processes
+            mine = self.error if wrong else None
+            raise mine or ValueError("validation: another process failed")
         if failed:
             raise self.error or RuntimeError("validation: another process failed")
         if broken_off:
             return None
         *totals, count = sum_over_processes(self.totals).tolist()
+        if not count:
+            raise UnreadableError("validation.data: none of its images can be read")
         books = self.usage.reduce().by_book()
         return {
             **{name: total / count for name, total in zip(self.names, totals, strict=True)},
             "codes_used": sum(book.usage for book in books) / len(books),
             "perplexity": sum(book.perplexity for book in books) / len(books),
         }
+
+
+def _readable(images: ImageSet, batch_size: int) -> Iterator[Batch]:
+    """Yield batches; whatever is wrong with the images is an `OSError`, and ends no training."""
+    try:
+        yield from iterate_once(images, batch_size) if len(images) else ()
+    except ValueError as error:
+        raise UnreadableError(str(error)) from error
 
 
 def _png(originals: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> bytes:

@@ -42,14 +42,16 @@ class CodeWindow:
             if slots[book[0]].num_codes <= COUNTED
         ]
         self._tables = [table for _, table in counted]
-        self._names = book_names(slots, [book for book, _ in counted])
-        self._sizes = [slots[book[0]].num_codes for book, _ in counted]
-        first = {s: sum(self._sizes[:n]) for n, (book, _) in enumerate(counted) for s in book}
+        self.names = book_names(slots, [book for book, _ in counted])
+        """Of the codebooks that are counted."""
+        self.sizes = [slots[book[0]].num_codes for book, _ in counted]
+        """Their numbers of codes; `counts` holds them one after another."""
+        first = {s: sum(self.sizes[:n]) for n, (book, _) in enumerate(counted) for s in book}
         self._counted = torch.tensor(sorted(first), dtype=torch.int64, device=device)
         self._starts = torch.tensor([first[slot] for slot in sorted(first)], device=device).long()
-        self.counts = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
+        self.counts = torch.zeros(sum(self.sizes), dtype=torch.int64, device=device)
         """Draws of every code by this process."""
-        self._drawn_at = torch.zeros(sum(self._sizes), dtype=torch.int32)
+        self._drawn_at = torch.zeros(sum(self.sizes), dtype=torch.int32)
         self._began = 0
         self._vectors: dict[VectorQuantizer, list[Tensor]] = {}
 
@@ -75,9 +77,13 @@ class CodeWindow:
 
     def count(self, ids: Tensor) -> None:
         """Add the ids (B, h, w, T) of one micro-batch."""
-        places = (ids[..., self._counted] + self._starts).flatten()
+        places = self.places(ids)
         # `bincount` would wait for the device.
         self.counts.index_add_(0, places, torch.ones_like(places))
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Return where in `counts` the tokens of ids (B, h, w, T) are counted, a flat tensor."""
+        return (ids[..., self._counted] + self._starts).flatten()
 
     # ----------------------------------------------------------------- checkpoints
 
@@ -119,24 +125,24 @@ class CodeWindow:
         """Return the numbers, and which codes were drawn in this window."""
         counts = ranks.sum_over_ranks(self.counts)
         on_cpu = counts.cpu()
-        if not self._sizes:
+        if not self.sizes:
             return {}, on_cpu > 0
         idle = (step - self._drawn_at).where(on_cpu == 0, 0)
-        parts = zip(on_cpu.split(self._sizes), idle.split(self._sizes), strict=True)
+        parts = zip(on_cpu.split(self.sizes), idle.split(self.sizes), strict=True)
         steps = max(1, step - self._began)
         books = [_book(draws, silent, steps) for draws, silent in parts]
         norms = self._norms(counts)
         for book, lengths in zip(books, norms, strict=True):
             book |= lengths
         numbers = {
-            "codes_used": _mean(books, "used"),
-            "perplexity": _mean(books, "perplexity"),
+            "codes_used": mean(books, "used"),
+            "perplexity": mean(books, "perplexity"),
             "tokens": sum(book["tokens"] for book in books),
-            "dead_codes": _mean(books, "dead"),
+            "dead_codes": mean(books, "dead"),
             "longest_idle": max(book["idle"] for book in books),
             **_overall(norms),
         }
-        numbers["books"] = _listed(dict(zip(self._names, books, strict=True)))
+        numbers["books"] = listed(dict(zip(self.names, books, strict=True)))
         return numbers, on_cpu > 0
 
     @torch.no_grad()
@@ -146,7 +152,7 @@ class CodeWindow:
         Vectors are those of the last micro-batch, codes those that they will meet next.
         """
         found: dict[int, list[Tensor]] = {}
-        draws = counts.split(self._sizes)
+        draws = counts.split(self.sizes)
         for number, (leaf, group) in enumerate(self._tables):
             seen = self._vectors.get(leaf)
             # A lattice has no table; logits of a layer are no distances.
@@ -211,7 +217,8 @@ def _lengths(rows: Tensor) -> Tensor:
     return rows.float().norm(dim=-1)
 
 
-def _mean(books: Sequence[Mapping[str, float]], key: str) -> float:
+def mean(books: Sequence[Mapping[str, float]], key: str) -> float:
+    """Return the mean of a number over the codebooks that have it."""
     values = [book[key] for book in books if key in book]
     return sum(values) / len(values)
 
@@ -222,14 +229,14 @@ def _overall(norms: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if not known:
         return {}
     return {
-        name: _mean(known, name)
+        name: mean(known, name)
         if name in ("latent_norm", "code_norm")
         else max(lengths[name] for lengths in known)
         for name in known[0]
     }
 
 
-def _listed(books: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """All books or, of many, the `BOOKS` that use the smallest shares, in their own order."""
+def listed(books: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return all books or, of many, the `BOOKS` with the smallest shares used, in their order."""
     least = sorted(books, key=lambda name: books[name]["used"])[:BOOKS]
     return {name: numbers for name, numbers in books.items() if name in least}

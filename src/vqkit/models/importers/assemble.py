@@ -14,8 +14,8 @@ import torch
 
 from vqkit.config import VQGANNetwork, require
 from vqkit.models.importers.kinds import ImportConfig, Kind, Quantizer, Shapes, size
-from vqkit.models.importers.pickles import StoredTensor
 from vqkit.models.importers.sources import Source, check_sizes, listed, read_tensors
+from vqkit.models.importers.stored import StoredTensor
 from vqkit.models.settings import TokenizerConfig
 from vqkit.models.tokenizer import ImageTokenizer
 

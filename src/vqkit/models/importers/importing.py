@@ -15,8 +15,8 @@ from vqkit.models.importers.assemble import assemble
 from vqkit.models.importers.diffusers_vq import DIFFUSERS
 from vqkit.models.importers.kinds import ImportConfig, Kind
 from vqkit.models.importers.llamagen import LLAMAGEN
-from vqkit.models.importers.pickles import StoredTensor
 from vqkit.models.importers.sources import State, find_state, listed, open_source
+from vqkit.models.importers.stored import StoredTensor
 from vqkit.models.importers.taming import TAMING
 from vqkit.models.importers.vqgan_lc import VQGAN_LC
 from vqkit.models.tokenizer import ImageTokenizer

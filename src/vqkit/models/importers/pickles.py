@@ -13,10 +13,11 @@ import pickletools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import IO, Any, Final
 
 import torch
+
+from vqkit.models.importers.stored import Storage, StoredTensor
 
 MOST_BYTES: Final = 1 << 24
 """Longest pickle that is read. Those of published checkpoints have less than a tenth of it; a
@@ -54,42 +55,6 @@ class Inert:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A stretch of numbers elsewhere in the file."""
-
-    key: str
-    dtype: torch.dtype
-    numel: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its numbers."""
-        return self.numel * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor that has not been read yet: a view of a storage."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a packed copy."""
-        return prod(self.shape) * self.storage.dtype.itemsize
-
-    @property
-    def fits(self) -> bool:
-        """Whether it lies inside its storage and does not make more numbers of it than it has."""
-        ends = zip(self.shape, self.stride, strict=True)
-        last = self.offset + sum((size - 1) * step for size, step in ends)
-        return 0 < prod(self.shape) <= self.storage.numel and last < self.storage.numel
-
-
 def read_pickle(stream: IO[bytes]) -> tuple[object, dict[str, Storage]]:
     """Read one pickle; return what it says and every storage that it refers to, by key.
 
@@ -118,9 +83,13 @@ class _Machine:
         self.outer: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+        self.steps = 0
+        self.copied = 0
+        """Pairs that calls have made dictionaries of: every pair took a step to write."""
 
     def step(self, name: str, argument: Any) -> None:
         """Take one step."""
+        self.steps += 1
         if name in _VALUES:
             self.stack.append(argument)
             return
@@ -181,6 +150,11 @@ class _Machine:
 
     def call(self, name: object, arguments: object) -> None:
         """Put on the stack what a call would yield; nothing is called."""
+        match arguments:
+            case (list(pairs),):  # one list may be named again and again, and is copied every time
+                self.copied += len(pairs)
+                if self.copied > self.steps:
+                    raise ValueError("it copies more than it holds")
         self.push(_made(name, arguments) if type(arguments) is tuple else Inert("an object"))
 
     def refer(self, what: object) -> None:

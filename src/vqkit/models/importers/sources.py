@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vqkit.config import require
-from vqkit.models.importers.pickles import Storage, StoredTensor
+from vqkit.models.importers.stored import Storage, StoredTensor
 from vqkit.models.importers.torch_files import AGAIN, ZIP_START, Fetch, open_legacy, open_zip
 
 _FOLDER_WEIGHTS: Final = (

@@ -17,7 +17,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from vqkit.models.importers.pickles import MOST_BYTES, Storage, read_pickle
+from vqkit.models.importers.pickles import MOST_BYTES, read_pickle
+from vqkit.models.importers.stored import Storage
 
 ZIP_START: Final = b"PK\x03\x04"
 AGAIN: Final = "get the file again"

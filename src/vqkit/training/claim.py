@@ -1,0 +1,68 @@
+"""One folder, one training: two at once would remove each other's checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+WAIT: Final = 60.0
+"""Seconds that a training waits for another one to leave the folder: one whose launcher was killed
+notices it after its step, and saves."""
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep the folder of a run for this training; only the first of several processes claims it.
+
+    The claim is a lock on the folder itself, which ends with the process however that ends. File
+    systems and platforms without such locks go without. A folder that is made here and left empty
+    is removed again.
+
+    Raises:
+        ValueError: another process trains there, and still does after `WAIT` seconds.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    waited = 0.0
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if waited >= WAIT:
+                raise ValueError(
+                    f"out={folder}: another process trains here; wait for it, stop it, or choose "
+                    "another folder"
+                ) from error
+        except OSError:  # no locks on this file system
+            return
+        if not waited:
+            logger.warning("out=%s: another process trains here; waiting for it to leave", folder)
+        time.sleep(0.25)
+        waited += 0.25
