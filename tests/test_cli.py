@@ -223,7 +223,11 @@ def test_train_evaluate_and_describe(pictures, tmp_path, capsys):
     other = tmp_path / "other.json"
     assert main(["evaluate", str(run / "tokenizer"), *held_out, "--json", str(other)]) == 0
     assert json.loads(other.read_text(encoding="utf-8"))["data"]["num_images"] == 6
+    tiled = [*held_out, "--tile", "8", "--halo", "4", "--json", str(other)]
+    assert main(["evaluate", str(run), *tiled]) == 0
+    assert json.loads(other.read_text(encoding="utf-8"))["protocol"]["halo"] == 4
     capsys.readouterr()
+    assert "needs protocol.tile" in refused(capsys, "evaluate", str(run), "--halo", "4")
     assert main(["describe", str(run), "--image_size", "32", "32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bits_per_pixel"] == 3.0  # 16 segments of 3 bits
 

@@ -12,7 +12,7 @@ from PIL import Image
 from vqkit.config import DataConfig, NetworkConfig, QuantizerConfig
 from vqkit.data import load_images
 from vqkit.data.share import Share
-from vqkit.evaluation import evaluate
+from vqkit.evaluation import Evaluation, evaluate
 from vqkit.evaluation.evaluator import evaluating
 from vqkit.metrics import DEFAULT, psnr, ssim, to_bytes
 from vqkit.models import ImageTokenizer, TokenizerConfig
@@ -116,6 +116,20 @@ def test_png_rate_is_that_of_the_files(tmp_path):
     found = evaluate(make_tokenizer(channels=3), image_set)
     assert found.value("png_rate") == pytest.approx(bits / (3 * 24 * 24))
     assert found.value("raw_rate") == 24
+
+
+def test_tiles_change_the_protocol_and_nothing_else(images):
+    tokenizer = make_tokenizer()
+    whole = evaluate(tokenizer, images)
+    found = evaluate(tokenizer, images, protocol=replace(DEFAULT, tile=8))
+    assert found.books == whole.books
+    assert found.value("psnr") == pytest.approx(whole.value("psnr"))
+    assert found.protocol.id != whole.protocol.id
+    assert "in tiles of 8 pixels with a halo of the receptive field" in found.table()
+    assert "tiles" not in whole.table()
+    assert Evaluation.from_dict(found.to_dict()).protocol == found.protocol
+    bare = evaluate(tokenizer, images, protocol=replace(DEFAULT, tile=8, halo=0))
+    assert bare.value("psnr") != pytest.approx(whole.value("psnr"), rel=1e-4)  # halo arrives
 
 
 def test_batch_size_changes_nothing(images):

@@ -29,6 +29,7 @@ CHANGED = {
     "ssim_range": 2.0,
     "reference": "abc",
     "num_images": 3,
+    "tile": 512,
 }
 ONLY_ONE_CHOICE = {"pixel_range", "colour", "crop", "average", "ssim_region"}
 
@@ -53,9 +54,11 @@ def test_protocol_id_is_stable():
 
 
 def test_every_field_changes_the_protocol_id():
-    assert CHANGED.keys() | ONLY_ONE_CHOICE == {field.name for field in fields(Protocol)}
+    known = CHANGED.keys() | ONLY_ONE_CHOICE | {"halo"}  # which needs tiles
+    assert known == {field.name for field in fields(Protocol)}
     ids = {replace(DEFAULT, **{name: value}).id for name, value in CHANGED.items()}
-    assert len(ids | {DEFAULT.id}) == len(CHANGED) + 1
+    ids |= {replace(DEFAULT, tile=512, halo=halo).id for halo in (0, 64)}
+    assert len(ids | {DEFAULT.id}) == len(CHANGED) + 3
     assert replace(DEFAULT, name="mine").id.startswith("mine:")
     assert DEFAULT.on("abc", 3).id == replace(DEFAULT, reference="abc", num_images=3).id
 
@@ -70,10 +73,13 @@ def test_every_field_changes_the_protocol_id():
         {"ssim_window": -1},
         {"ssim_sigma": 0},
         {"psnr_cap": -1.0},
+        {"tile": 0},
+        {"halo": 64},
+        {"halo": -1, "tile": 16},
     ],
 )
 def test_protocol_refuses(change):
-    (name,) = change
+    name = next(iter(change))
     with pytest.raises(ValueError, match=rf"protocol\.{name}="):
         Protocol(**change)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vqkit.cli.console import say, tell
@@ -22,6 +23,8 @@ def run(words: Sequence[str]) -> None:
     options.add("json", str, "file for the numbers; default evaluation.json in the run's folder")
     options.add("batch_size", int, "images that go through the model together; default 16")
     options.add("device", str, "cpu, or cuda for a GPU; default the GPU if there is one")
+    options.add("tile", int, "pixels of tiles, for images too large to go through whole")
+    options.add("halo", int, "pixels computed around a tile; default the receptive field")
     options.add_fields(DataConfig, "data.")
     given = options.parse(rest)
     if name is None:
@@ -30,7 +33,9 @@ def run(words: Sequence[str]) -> None:
 
     from vqkit.data import load_images
     from vqkit.evaluation import evaluate
+    from vqkit.metrics import DEFAULT
 
+    protocol = replace(DEFAULT, tile=given.get("tile"), halo=given.get("halo"))
     contestant, config = load(name)
     images = load_images(test_images(config, given.get("data", {})))
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,7 +45,9 @@ def run(words: Sequence[str]) -> None:
         raise ValueError(f"device={given['device']!r}: {error}") from error
     tell(f"measuring {contestant.name} on {len(images):,} images")
     batch_size = given.get("batch_size", 16)
-    evaluation = evaluate(tokenizer, images, batch_size=batch_size, name=contestant.name)
+    evaluation = evaluate(
+        tokenizer, images, batch_size=batch_size, name=contestant.name, protocol=protocol
+    )
     say(evaluation.table())
     beside = Path(name) / "evaluation.json" if kind_of(name) == "run" else None
     path = Path(given["json"]) if "json" in given else beside

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vqkit.data import ImageSet, iterate_once
 from vqkit.data.share import Share
 from vqkit.evaluation.result import Evaluation, Metric
 from vqkit.metrics import DEFAULT, CodeUsage, LosslessRate, Protocol, ReconstructionScores
-from vqkit.models import ImageTokenizer
+from vqkit.models import ImageTokenizer, decode_tiled, encode_tiled
 from vqkit.quantizers.ranks import world_size
 from vqkit.training.machine import describe_machine
 
@@ -61,7 +61,8 @@ def evaluate(
         image_set: from `load_images`; images of different sizes are fine.
         batch_size: images of one size that go through the model together.
         name: names the run in tables.
-        protocol: how quality is measured; the set's fingerprint is added to it.
+        protocol: how quality is measured; the set's fingerprint is added to it. With
+            `protocol.tile` images go through the model in tiles (`vqkit.models.encode_tiled`).
         lossless: `evaluation.lossless` of an earlier evaluation on this very set, to save the time
             that PNG files take.
         share: (rank, number of processes): measure one part of the set. All processes call this
@@ -126,8 +127,7 @@ def _measure(
         sums.size = size if sums.size == (0, 0) else sums.size
         originals = batch.images.to(device)
         start = _now(device)
-        ids = tokenizer.encode(originals)
-        rebuilt = tokenizer.decode(ids, size=size)
+        ids, rebuilt = _rebuild(tokenizer, originals, size, protocol)
         sums.tokenizer_seconds += _now(device) - start
         sums.usage.update(ids)
         sums.scores.update(rebuilt, originals)
@@ -136,6 +136,18 @@ def _measure(
         if progress is not None:
             progress(sums.scores.num_images, len(images))
     return sums
+
+
+def _rebuild(
+    tokenizer: ImageTokenizer, images: Tensor, size: tuple[int, int], protocol: Protocol
+) -> tuple[Tensor, Tensor]:
+    """Return the ids and the reconstruction of images of `size`."""
+    tile, halo = protocol.tile, protocol.halo
+    if tile is None:
+        ids = tokenizer.encode(images)
+        return ids, tokenizer.decode(ids, size=size)
+    ids = encode_tiled(tokenizer, images, tile=tile, halo=halo)
+    return ids, decode_tiled(tokenizer, ids, size, tile=tile, halo=halo)
 
 
 @contextmanager

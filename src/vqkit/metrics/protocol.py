@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from vqkit.config import require
 
@@ -16,6 +16,8 @@ Colour = Literal["native"]
 CropRule = Literal["same"]
 Average = Literal["images"]
 SsimRegion = Literal["valid"]
+_LATER: Final = ("tile", "halo")
+"""Fields that came after numbers had been published; None leaves them out of the identifier."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,10 @@ class Protocol:
     """Fingerprint of the image set; empty while no set is named."""
     num_images: int | None = None
     """Images in that set."""
+    tile: int | None = None
+    """Pixels of the tiles that images are encoded and decoded in; None: whole images."""
+    halo: int | None = None
+    """Pixels computed around every tile; None: the receptive field of each network."""
 
     def __post_init__(self) -> None:
         require(bool(self.name), "protocol.name=''", "a protocol needs a name")
@@ -78,11 +84,20 @@ class Protocol:
         for field_name in ("psnr_cap", "ssim_sigma", "ssim_range"):
             value = getattr(self, field_name)
             require(value > 0, f"protocol.{field_name}={value}", "must be above 0")
+        require(self.tile is None or self.tile >= 1, f"protocol.tile={self.tile}", "must be >= 1")
+        if self.halo is not None:
+            halo = f"protocol.halo={self.halo}"
+            require(self.halo >= 0, halo, "must be >= 0")
+            require(self.tile is not None, halo, "needs protocol.tile: whole images have no halo")
 
     @property
     def id(self) -> str:
         """`name:hash`, eight hexadecimal digits of SHA-256 over every field."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        values = asdict(self)
+        for name in _LATER:
+            if values[name] is None:
+                del values[name]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return f"{self.name}:{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def on(self, reference: str, num_images: int) -> Protocol:
@@ -96,7 +111,14 @@ class Protocol:
             f"both sides cropped the same, per image then mean, "
             f"PSNR range 1 with at most {self.psnr_cap:g} dB, "
             f"SSIM Gaussian {self.ssim_window}/{self.ssim_sigma:g} range {self.ssim_range:g}"
+            f"{self._tiles()}"
         )
+
+    def _tiles(self) -> str:
+        if self.tile is None:
+            return ""
+        halo = "the receptive field" if self.halo is None else f"{self.halo} pixels"
+        return f", in tiles of {self.tile} pixels with a halo of {halo}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the identifier as JSON values."""
