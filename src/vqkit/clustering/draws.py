@@ -28,6 +28,10 @@ class Purpose(IntEnum):
     """Rows that seldom used centres move to; one step for each batch."""
     GROUP = 6
     """A seed for every group."""
+    PATCH = 7
+    """Where patches are cut that features are whitened by; one step for each image."""
+    KEEP = 8
+    """Features that are kept of an image; one step for each image."""
 
 
 def words(seed: int, purpose: Purpose, step: int, start: int, stop: int) -> np.ndarray:

@@ -16,10 +16,12 @@ class Progress:
         total: int,
         stream: TextIO | None,
         *,
+        name: str = "k-means",
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Count up to `total` rows of all iterations; without a stream nothing is shown."""
+        self._name = name
         self.total, self.done = total, 0
         self._stream, self._every, self._clock = stream, every, clock
         self._began = self._last = clock()
@@ -39,13 +41,13 @@ class Progress:
         self._last = now
         left = (now - self._began) / (self.done - self._first) * (self.total - self.done)
         share = 100 * self.done / self.total
-        self._stream.write(f"k-means: {share:.1f} % done, {time_left(left)} left\n")
+        self._stream.write(f"{self._name}: {share:.1f} % done, {time_left(left)} left\n")
         self._stream.flush()
 
 
-def open_progress(show: bool, total: int) -> Progress:
+def open_progress(show: bool, total: int, name: str = "k-means") -> Progress:
     """Write to stderr, or nothing."""
-    return Progress(total, sys.stderr if show else None)
+    return Progress(total, sys.stderr if show else None, name=name)
 
 
 def time_left(seconds: float) -> str:

@@ -1,0 +1,44 @@
+"""`vqkit codebook`: codes from pretrained features, one verb for each step."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Final
+
+from vqkit.cli.console import say
+
+VERBS: Final = {
+    "extract": ("codebook_extract", "run", "features of images, with a vision model or none"),
+    "cluster": ("codebook_cluster", "run", "codes out of features: k-means, or random rows"),
+    "describe": ("codebook_files", "describe", "what a codebook is made of, and how it lies"),
+    "merge": ("codebook_files", "merge", "several codebooks as one, also clustered down"),
+    "subset": ("codebook_files", "subset", "some codes of a codebook"),
+    "transfer": ("codebook_transfer", "run", "codes at work on other features; adapt them"),
+}
+"""Verb to its module in this room, its function there, and a summary."""
+
+_USAGE = """\
+usage: vqkit codebook VERB [NAME ...] [--option value ...]
+
+{verbs}
+
+  vqkit codebook VERB --help   options of a verb
+"""
+
+
+def run(words: Sequence[str]) -> int | None:
+    """Run one verb; without any, list them."""
+    if not words or words[0] in ("-h", "--help"):
+        table = "\n".join(f"  {name:<10}{summary}" for name, (_, _, summary) in VERBS.items())
+        say(_USAGE.format(verbs=table).rstrip())
+        return None
+    name, *rest = words
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"
+        raise ValueError(f"codebook {name!r}: unknown; {hint}")
+    module, function, _ = VERBS[name]
+    code: int | None = getattr(importlib.import_module(f"vqkit.cli.{module}"), function)(rest)
+    return code
