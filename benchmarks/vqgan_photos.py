@@ -46,7 +46,12 @@ HEADER = (
 
 def config_of(row: str, given: argparse.Namespace) -> RunConfig:
     """Return the settings of one row."""
-    config = recipe(row)(path=str(given.train), test_path=str(given.test), num_steps=given.steps)
+    config = recipe(row)(
+        path=str(given.train),
+        test_path=str(given.test),
+        num_steps=given.steps,
+        batch_size=given.batch,
+    )
     return with_changes(config, name=row.removeprefix("photos_"))
 
 
@@ -93,6 +98,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--page", type=Path, default=None)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=list(RECIPES), choices=list(RECIPES))
     given = parser.parse_args()
     page = Page("VQGAN systems on photographs", ABOUT)

@@ -39,8 +39,8 @@ class Options:
         self._hints: dict[str, Any] = {}
         self._flags: set[str] = set()
 
-    def add(self, name: str, hint: Any, help: str, count: int | None = None) -> None:
-        """Add `--name value` of a type, or `--name value value ...` with `count` values."""
+    def add(self, name: str, hint: Any, help: str, count: int | Literal["+"] | None = None) -> None:
+        """Add `--name value` of a type, or with `count` values, "+" for one or more."""
         if name not in self._hints:
             self._hints[name] = hint
             text = help.replace("%", "%%")
@@ -54,13 +54,19 @@ class Options:
         self._flags.add(name)
         self._parser.add_argument(f"--{name}", action="store_true", help=help)
 
-    def add_fields(self, cls: type[Any], prefix: str = "", base: Values | None = None) -> None:
+    def add_fields(
+        self,
+        cls: type[Any],
+        prefix: str = "",
+        base: Values | None = None,
+        skip: Iterable[str] = (),
+    ) -> None:
         """Add `--prefix.field` for all fields of a dataclass, nested ones included.
 
-        `base` holds present values, for the help.
+        `base` holds present values, for the help; fields named in `skip` are left out.
         """
         hints, notes = get_type_hints(cls), _field_notes(cls)
-        for item in fields(cls):
+        for item in (one for one in fields(cls) if one.name not in skip):
             name, hint = f"{prefix}{item.name}", hints[item.name]
             value = (base or {}).get(item.name)
             inner = dataclasses_in(hint)

@@ -6,8 +6,10 @@ The networks come in three kinds, by the settings that `build_networks` is given
 """
 
 from vqkit.models.blocks import ResidualBlock, residual_stack
+from vqkit.models.compact import compacted
 from vqkit.models.describe import Description
 from vqkit.models.networks import build_networks
+from vqkit.models.reach import Halo, exact_halo
 from vqkit.models.settings import (
     Presets,
     TokenizerConfig,
@@ -16,6 +18,7 @@ from vqkit.models.settings import (
     config_values,
     zero_tensors,
 )
+from vqkit.models.tiling import decode_tiled, encode_tiled, reconstruct_tiled
 from vqkit.models.tokenizer import ImageTokenizer, TokenizerOutput
 from vqkit.models.vit import ViTDecoder, ViTEncoder
 from vqkit.models.vqgan import VQGANDecoder, VQGANEncoder
@@ -25,6 +28,7 @@ __all__ = [
     "Decoder",
     "Description",
     "Encoder",
+    "Halo",
     "ImageTokenizer",
     "Presets",
     "ResidualBlock",
@@ -36,8 +40,13 @@ __all__ = [
     "ViTEncoder",
     "build_networks",
     "build_quantizer",
+    "compacted",
     "config_from_values",
     "config_values",
+    "decode_tiled",
+    "encode_tiled",
+    "exact_halo",
+    "reconstruct_tiled",
     "residual_stack",
     "zero_tensors",
 ]

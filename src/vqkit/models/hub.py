@@ -81,6 +81,8 @@ def model_card(tokenizer: ImageTokenizer, repo_id: str, license: str) -> str:
         "expected an identifier such as 'apache-2.0', 'cc-by-4.0' or 'other'",
     )
     config = tokenizer.config
+    origin = (tokenizer.compacted_from or {}).get("preset")
+    trained = f" (in training `{origin}`, whose computed codes are stored here)" if origin else ""
     side = 256
     description = tokenizer.describe((side, side))
     return f"""---
@@ -93,7 +95,7 @@ tags:
 
 # Image tokenizer
 
-Quantizer preset `{config.quantizer.preset}` with stride {tokenizer.stride} on images of
+Quantizer preset `{config.quantizer.preset}`{trained} with stride {tokenizer.stride} on images of
 {config.network.image_channels} channels, made with vqkit. Licence of the weights: {license}.
 
 Costs of an image of {side} x {side} pixels:

@@ -11,10 +11,12 @@ drawn from a normal distribution with a `seed` (default 0). It is made when the 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import safetensors
 import safetensors.torch
@@ -33,6 +35,8 @@ from vqkit.quantizers import PRESETS, GridQuantizer, build
 
 Presets = Mapping[str, Callable[..., GridQuantizer]]
 """Preset functions of the user, by name: `{"mine": my_preset}`."""
+CODEBOOK: Final = "vqkit_codebook"
+"""Where a codebook file (`vqkit.codebooks`) keeps its record in the metadata."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +122,19 @@ def zero_tensors(config: TokenizerConfig) -> TokenizerConfig:
     return replace(config, quantizer=replace(config.quantizer, args=args))
 
 
+def without_sources(config: QuantizerConfig, saved: Mapping[str, Any]) -> QuantizerConfig:
+    """Copy `config` with zeros where its arguments say where a tensor comes from.
+
+    `saved` are the arguments of a model built from `config`, as `config_values` has them; its
+    `load_state_dict` fills the zeros.
+    """
+    args = {
+        name: _with_zeros(saved[name]) if _is_source(value) and name in saved else value
+        for name, value in config.args.items()
+    }
+    return replace(config, args=args)
+
+
 def refuse_descriptions(config: TokenizerConfig) -> None:
     """Raise `ValueError` if an argument is only the shape of a tensor, without its values."""
     for name, value in config.quantizer.args.items():
@@ -164,11 +181,17 @@ def _tensor_of(setting: str, value: Any) -> Any:
 
 def _tensor_in_file(setting: str, name: Any) -> Tensor:
     path = Path(name).expanduser()
-    require(path.is_file(), setting, "no such file; name a safetensors file of features (K, F)")
+    wanted = "name a safetensors file of features (K, F), such as vqkit codebook cluster writes"
+    require(not path.is_dir(), setting, f"is a folder; {wanted}")
+    require(path.is_file(), setting, f"no such file; {wanted}")
     try:
         tensors = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{setting}: is no safetensors file ({error})") from error
+        with safetensors.safe_open(path, "pt") as file:
+            record = json.loads((file.metadata() or {}).get(CODEBOOK, "{}"))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{setting}: is no safetensors file, or a torn one ({error}); {wanted}"
+        ) from error
     require(
         len(tensors) == 1, setting, f"holds {len(tensors)} tensors; expected the features alone"
     )
@@ -179,6 +202,13 @@ def _tensor_in_file(setting: str, name: Any) -> Tensor:
         f"holds a tensor of shape {tuple(features.shape)} and type {features.dtype}; expected "
         "features (K, F), floating point",
     )
+    if "sha256" in record:  # a codebook file says what it holds
+        content = features.contiguous().view(torch.uint8).numpy().tobytes()
+        require(
+            hashlib.sha256(content).hexdigest() == record["sha256"],
+            setting,
+            "was altered since it was written; copy the codebook file again, or make it anew",
+        )
     return features.float()
 
 

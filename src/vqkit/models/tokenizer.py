@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class ImageTokenizer(nn.Module):
         self.config = describe_tensors(config)
         self.quantizer = build_quantizer(config.quantizer, presets)
         self.encoder, self.decoder = build_networks(config.network, self.quantizer.channels)
+        self.compacted_from: dict[str, Any] | None = None
+        """Preset and arguments (JSON values) before `compacted` stored the codes as they are."""
 
     @property
     def stride(self) -> int:
@@ -116,7 +118,7 @@ class ImageTokenizer(nn.Module):
         self._check_device("images", images)
         dtype = self._parameter().dtype
         padded = pad_to_stride(to_unit_range(images, dtype), self.stride)
-        with _evaluation(self):
+        with evaluation_mode(self):
             return self.quantizer(self.encoder(padded)).ids
 
     @torch.no_grad()
@@ -129,16 +131,10 @@ class ImageTokenizer(nn.Module):
         """
         require(isinstance(ids, Tensor), f"ids={type(ids).__name__}", "expected a tensor")
         self._check_device("ids", ids)
-        with _evaluation(self):
+        with evaluation_mode(self):
             z_q = self.quantizer.lookup(ids)
             h, w = z_q.shape[-2:]
-            height, width = size if size is not None else (h * self.stride, w * self.stride)
-            require(
-                self.grid_size(height, width) == (h, w),
-                f"size={(height, width)}",
-                f"ids of {h} x {w} positions come from images of at most {h * self.stride} x "
-                f"{w * self.stride} pixels, less than {self.stride} smaller along each side",
-            )
+            height, width = self.image_size(h, w, size)
             images: Tensor = self.decoder(z_q)
         return images[..., :height, :width].clamp(-1, 1)
 
@@ -151,6 +147,20 @@ class ImageTokenizer(nn.Module):
         for name, value in (("height", height), ("width", width)):
             require(value >= 1, f"{name}={value}", "an image has at least 1 pixel along each side")
         return -(-height // self.stride), -(-width // self.stride)
+
+    def image_size(self, h: int, w: int, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return `size` (height, width) of images of h x w positions; None is all of the grid.
+
+        A size that such a grid cannot come from is a `ValueError`.
+        """
+        height, width = size if size is not None else (h * self.stride, w * self.stride)
+        require(
+            self.grid_size(height, width) == (h, w),
+            f"size={(height, width)}",
+            f"ids of {h} x {w} positions come from images of at most {h * self.stride} x "
+            f"{w * self.stride} pixels, less than {self.stride} smaller along each side",
+        )
+        return height, width
 
     def bits_per_image(self, height: int, width: int) -> float:
         """Return the nominal bits of the tokens of one image, padding and side bits included."""
@@ -171,11 +181,13 @@ class ImageTokenizer(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into `folder`, which is made if needed.
 
-        Existing files are replaced only once both new ones are complete on the disk.
+        Everything is written as it is, for further training too; `compacted(tokenizer)` has a
+        smaller form. Existing files are replaced only once both new ones are complete on the disk.
         """
-        files.write_model(
-            Path(folder), {"tokenizer": config_values(self.config)}, self.state_dict()
-        )
+        values: dict[str, Any] = {"tokenizer": config_values(self.config)}
+        if self.compacted_from is not None:
+            values["compacted_from"] = self.compacted_from
+        files.write_model(Path(folder), values, self.state_dict())
 
     @classmethod
     def from_pretrained(
@@ -211,6 +223,8 @@ class ImageTokenizer(nn.Module):
         where = f"{folder / files.WEIGHTS}"
         files.check_tensors(model.state_dict(), weights, where, free_length=free)
         model.load_state_dict(weights)
+        origin = values.get("compacted_from")
+        model.compacted_from = origin if isinstance(origin, dict) else None
         return model.eval()
 
     def push_to_hub(
@@ -221,22 +235,28 @@ class ImageTokenizer(nn.Module):
         private: bool = False,
         token: str | None = None,
         message: str = "Upload a vqkit tokenizer",
+        compact: bool = True,
     ) -> str:
         """Upload the model to the Hugging Face hub and return the address of the commit.
 
         The repository is made if needed; it gets a short README, unless it has one. `license` is
-        what you publish these weights under, such as "apache-2.0" or "cc-by-4.0".
+        what you publish these weights under, such as "apache-2.0" or "cc-by-4.0". Codes that are
+        computed from features or by a network go there as plain codes (`compacted`); with
+        `compact=False` features and network go there instead, for those who train on.
         """
+        from vqkit.models.compact import compacted  # which needs this class
+
+        model = compacted(self) if compact else self
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            card = hub.model_card(self, repo_id, license)
+            model.save_pretrained(folder)
+            card = hub.model_card(model, repo_id, license)
             (Path(folder) / hub.CARD).write_text(card, encoding="utf-8")
             return hub.upload(Path(folder), repo_id, private=private, token=token, message=message)
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Run a block in evaluation mode; afterwards every part is in the mode it had before."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run a block with `model` in evaluation mode; afterwards each part is in the mode it had."""
     modes = [(part, part.training) for part in model.modules()]
     if not any(training for _, training in modes):
         yield

@@ -41,6 +41,7 @@ from vqkit.recipes.photos import (
     photos_vq_ema,
     photos_vq_vae,
 )
+from vqkit.recipes.photos_lc import photos_lc, photos_lc_ema, photos_lc_fc, photos_lc_vq
 from vqkit.recipes.photos_vqgan import (
     VQGANPhotoOptions,
     photos_vqgan,
@@ -146,6 +147,12 @@ GROUPS: Final[dict[str, dict[str, Recipe]]] = {
         photos_vqgan_dual_plain,
         photos_vqgan_looc4,
         photos_vqgan_looc64,
+    ),
+    "Photographs, large codebooks": _by_name(
+        photos_lc,
+        photos_lc_fc,
+        photos_lc_ema,
+        photos_lc_vq,
     ),
     "LooC, small images (Tables 1, 3, 4, 5)": _by_name(
         looc_mnist,

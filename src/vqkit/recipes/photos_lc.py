@@ -1,0 +1,126 @@
+"""Photographs, large codebooks: VQGAN-LC and its baselines in one small network, on a CPU.
+
+A VQGAN of width 16 (8 pixels per position, 3 million parameters) without a discriminator, on random
+crops of 128 x 128 with L1 and the quantizer's terms. Networks, images, steps and weights of the
+terms are the same for all four, as in the paper's Table 1; only the codebook differs. Without
+`path` they use the photographs inside the scikit-image and scikit-learn wheels; with it the images
+of that folder, whose shorter side must have 128 pixels.
+
+These are no published experiments. They are set for few steps: Adam at 3e-4, commitment 1 and
+codebook .33, which is the paper's equation 1 without the 0.1 that its code puts before both.
+`vqkit codebook` makes the file that `photos_lc` reads (docs/codebooks.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Unpack
+
+from vqkit.config import (
+    LogConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    QuantizerConfig,
+    RunConfig,
+    VQGANNetwork,
+    require,
+)
+from vqkit.recipes.photos import PhotoOptions, photo_images
+from vqkit.recipes.vqgan_lc import FEATURES, Metric
+
+NETWORK: Final = VQGANNetwork(
+    # Half of the operations of `photos_vqgan`: thin where the maps are large.
+    width=16,
+    multipliers=(1, 2, 4, 8),
+    attention_strides=(),
+    num_res_blocks=1,
+    z_channels=128,
+    norm_groups=4,
+)
+COMMITMENT: Final = {"commitment": 1.0}
+BOTH: Final = {**COMMITMENT, "codebook": 0.33}
+
+
+def photos_lc(
+    *,
+    codebook: str | None = None,
+    random_codes: int | None = None,
+    dim: int | None = None,
+    frozen: bool = True,
+    projector: bool = True,
+    metric: Metric = "l2",
+    **options: Unpack[PhotoOptions],
+) -> RunConfig:
+    """VQGAN-LC: frozen features behind a projector; 0.26 bits per pixel with 100,000 of them.
+
+    Command: `vqkit train photos_lc --codebook codes.safetensors --path images`.
+    `codebook` is a file of vectors (K, F), by default data/codebooks/photos.safetensors: clustered
+    or selected features, of these images or of others (Tables 6 to 8). `random_codes` takes so many
+    random vectors instead. Projected codes have `dim` numbers, 8 by default (Table 10). The
+    features are trained with `frozen` false, and are themselves the codes with `projector` false
+    (Table 9).
+    """
+    require(
+        codebook is None or random_codes is None,
+        f"codebook={codebook!r} with random_codes={random_codes}",
+        "give one of them",
+    )
+    features: dict[str, Any] = {"file": codebook or "data/codebooks/photos.safetensors"}
+    if random_codes is not None:
+        features = {"normal": {"shape": (random_codes, FEATURES)}}
+    args = {
+        "features": features,
+        "dim": dim,
+        "frozen": frozen,
+        "projector": projector,
+        "metric": metric,
+        **BOTH,
+    }
+    return _run("photos_lc", "vqgan_lc", args, options)
+
+
+def photos_lc_fc(
+    *, num_codes: int = 16_384, dim: int = 8, **options: Unpack[PhotoOptions]
+) -> RunConfig:
+    """VQGAN-FC, the baseline with short codes trained by gradient: 0.219 bits per pixel.
+
+    Command: `vqkit train photos_lc_fc --num_codes 16384 --path images`.
+    """
+    return _run("photos_lc_fc", "vqgan_fc", {"num_codes": num_codes, "dim": dim, **BOTH}, options)
+
+
+def photos_lc_ema(
+    *, num_codes: int = 16_384, dim: int = 8, **options: Unpack[PhotoOptions]
+) -> RunConfig:
+    """VQGAN-EMA, the baseline with moving averages as codes: 0.219 bits per pixel.
+
+    Command: `vqkit train photos_lc_ema --num_codes 16384 --path images`.
+    """
+    args = {"num_codes": num_codes, "dim": dim, **COMMITMENT}
+    return _run("photos_lc_ema", "vq_ema", args, options)
+
+
+def photos_lc_vq(
+    *, num_codes: int = 16_384, dim: int = 128, **options: Unpack[PhotoOptions]
+) -> RunConfig:
+    """VQGAN, the baseline with codes as long as the features, 128 numbers: 0.219 bits per pixel.
+
+    Command: `vqkit train photos_lc_vq --num_codes 16384 --path images`.
+    """
+    return _run("photos_lc_vq", "vq_vae", {"num_codes": num_codes, "dim": dim, **BOTH}, options)
+
+
+def _run(name: str, preset: str, args: dict[str, Any], options: PhotoOptions) -> RunConfig:
+    num_steps = options.get("num_steps", 1000)
+    data, test = photo_images(options, size=128)
+    # The networks' own convolutions bring their 128 channels to those of the codes, and back.
+    channels = {"in_channels": None}
+    return RunConfig(
+        name=options.get("name", name),
+        quantizer=QuantizerConfig(preset=preset, args={**args, **channels}),
+        network=NETWORK,
+        data=data,
+        test_data=test,
+        objective=ObjectiveConfig(reconstruction="l1"),
+        optim=OptimConfig(num_steps=num_steps, batch_size=options.get("batch_size", 8), lr=3e-4),
+        log=LogConfig(every=10, checkpoint_every=max(1, min(1000, num_steps // 2))),
+    )
