@@ -79,6 +79,7 @@ CASES = {
     "rq own books": preset("rq", num_codes=12, dim=4, num_levels=3, shared=False),
     "simvq": preset("simvq", num_codes=12, dim=4),
     "vqgan_lc": preset("vqgan_lc", features=features(), dim=4, in_channels=6),
+    "vqgan_lc aligned": preset("vqgan_lc", features=features(), dim=4, in_channels=6, align=0.9),
     "vqgan_lc trained": preset("vqgan_lc", features=features(), dim=4, in_channels=6, frozen=False),
     "dual": preset("dual", num_codes=12, dim=8, num_layers=1),
     "dual linear": preset("dual", num_codes=12, dim=(4, 2), refiner="linear"),

@@ -30,7 +30,10 @@ def remove_run(folder: Path) -> None:
         return
     if kind_of(folder) != "run" and any(folder.iterdir()):
         raise ValueError(f"out={folder}: holds no run, and --fresh deletes nothing else")
-    shutil.rmtree(folder)
+    from vqkit.training.claim import claimed
+
+    with claimed(folder):  # nobody else trains there
+        shutil.rmtree(folder)
 
 
 def kind_of(folder: str | Path) -> str:

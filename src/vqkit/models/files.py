@@ -69,6 +69,12 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the settings in `folder`; a missing, unreadable or foreign file is a `ValueError`."""
     path, inside = folder / CONFIG, folder / "tokenizer"

@@ -31,6 +31,7 @@ from vqkit.config import (
     require,
     to_dict,
 )
+from vqkit.models.files import sha256_of
 from vqkit.quantizers import PRESETS, GridQuantizer, build
 
 Presets = Mapping[str, Callable[..., GridQuantizer]]
@@ -161,14 +162,17 @@ def without_tensors(value: Any) -> Any:
 
 
 def _is_source(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) in ({"file"}, {"normal"})
+    kinds = ({"file"}, {"file", "sha256"}, {"normal"})
+    return isinstance(value, dict) and set(value) in kinds
 
 
 def _tensor_of(setting: str, value: Any) -> Any:
     if not _is_source(value):
         return value
     if "file" in value:
-        return _tensor_in_file(f"{setting}.file={value['file']!r}", value["file"])
+        return _tensor_in_file(
+            f"{setting}.file={value['file']!r}", value["file"], value.get("sha256")
+        )
     shape, seed = value["normal"].get("shape"), value["normal"].get("seed", 0)
     whole = isinstance(shape, list | tuple) and all(isinstance(n, int) and n >= 1 for n in shape)
     require(
@@ -179,11 +183,13 @@ def _tensor_of(setting: str, value: Any) -> Any:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 
-def _tensor_in_file(setting: str, name: Any) -> Tensor:
+def _tensor_in_file(setting: str, name: Any, sha256: str | None = None) -> Tensor:
     path = Path(name).expanduser()
     wanted = "name a safetensors file of features (K, F), such as vqkit codebook cluster writes"
     require(not path.is_dir(), setting, f"is a folder; {wanted}")
     require(path.is_file(), setting, f"no such file; {wanted}")
+    same = sha256 is None or sha256_of(path) == sha256
+    require(same, setting, "is another file than the one of these settings (another SHA-256)")
     try:
         tensors = safetensors.torch.load_file(path)
         with safetensors.safe_open(path, "pt") as file:

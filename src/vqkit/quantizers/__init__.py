@@ -1,5 +1,6 @@
 """The algebra of quantizers: few parts, and every method as a sentence of them."""
 
+from .alignment import Align
 from .anchors import Anchors
 from .assignments import Assignment, GumbelLogits, LatticePoint, Nearest, StochasticDistance
 from .build import build
@@ -55,6 +56,7 @@ from .updates import EMA, UpdateRule
 __all__ = [
     "EMA",
     "PRESETS",
+    "Align",
     "Anchors",
     "Assigned",
     "Assignment",

@@ -14,6 +14,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from . import estimators
+from .alignment import Align
 from .anchors import Anchors
 from .assignments import GumbelLogits, LatticePoint, Nearest, StochasticDistance
 from .codebooks import (
@@ -283,10 +284,12 @@ def vqgan_lc(
     metric: Metric = "l2",
     commitment: float = 0.1,
     codebook: float = 0.033,
+    align: float | None = None,
     in_channels: int | None = 256,
 ) -> GridQuantizer:
     """VQGAN-LC: clustered features (K, F) of a vision encoder behind a projector
-    (arXiv:2406.11837, eq. 3; Table 9 varies `frozen` and `projector`, Table 10 `dim`: 8)."""
+    (arXiv:2406.11837, eq. 3; Table 9 varies `frozen` and `projector`, Table 10 `dim`: 8).
+    `align` keeps all codes where the vectors are (`Align`, a decay such as 0.9): not the paper's."""
     width = features.shape[-1]
     head: nn.Module = nn.Identity()
     if projector:
@@ -296,7 +299,9 @@ def vqgan_lc(
     elif dim not in (None, width):
         raise ValueError(f"dim={dim} with projector=False: features have {width}; leave dim out")
     book = ProjectedCodebook(features, head, width, frozen=frozen)
-    quantizer = VectorQuantizer(book, Nearest(metric), terms=_paid(codebook, commitment))
+    rules = () if align is None else (Align(book, decay=align),)
+    terms = _paid(codebook, commitment)
+    quantizer = VectorQuantizer(book, Nearest(metric), terms=terms, rules=rules)
     return GridQuantizer(quantizer, in_channels=in_channels)
 
 

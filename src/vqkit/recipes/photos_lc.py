@@ -48,6 +48,7 @@ def photos_lc(
     frozen: bool = True,
     projector: bool = True,
     metric: Metric = "l2",
+    align: float | None = None,
     **options: Unpack[PhotoOptions],
 ) -> RunConfig:
     """VQGAN-LC: frozen features behind a projector; 0.26 bits per pixel with 100,000 of them.
@@ -57,7 +58,8 @@ def photos_lc(
     or selected features, of these images or of others (Tables 6 to 8). `random_codes` takes so many
     random vectors instead. Projected codes have `dim` numbers, 8 by default (Table 10). The
     features are trained with `frozen` false, and are themselves the codes with `projector` false
-    (Table 9).
+    (Table 9). `align`, such as 0.9, keeps all codes where the vectors are from the first step on
+    (`vqkit.quantizers.Align`), which no paper has: so few steps use most codes only with it.
     """
     require(
         codebook is None or random_codes is None,
@@ -73,6 +75,7 @@ def photos_lc(
         "frozen": frozen,
         "projector": projector,
         "metric": metric,
+        "align": align,
         **BOTH,
     }
     return _run("photos_lc", "vqgan_lc", args, options)

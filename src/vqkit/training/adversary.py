@@ -6,7 +6,7 @@ same reconstructions: those made before either was updated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class Adversary(nn.Module):
         self.optimizer = torch.optim.Adam(
             self.discriminator.parameters(), self.lr, optim.betas, optim.eps
         )
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a checkpoint; older ones do not know the last R1."""
+        self.load_state_dict({"last_r1": torch.zeros_like(self.last_r1), **state})
 
     def asks(self, step: int) -> bool:
         """Tell whether its judgement is part of the generator's loss at `step`."""

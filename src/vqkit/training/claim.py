@@ -32,16 +32,30 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
         return
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = _open(folder)
     try:
-        _lock(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
         if made:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _open(folder: Path) -> int:
+    """Lock the folder that stands there now: another process may have removed the one before."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _lock(descriptor, folder)
+            with suppress(FileNotFoundError):
+                if os.fstat(descriptor).st_ino == folder.stat().st_ino:
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> None:

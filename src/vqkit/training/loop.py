@@ -63,9 +63,9 @@ def train(
         Terminated: SIGTERM, likewise; a kind of KeyboardInterrupt.
     """
     folder = Path(out) if out is not None else Path("runs") / config.name
-    if os.environ.get("RANK", "0") == "0":  # of several, the one that the folder is kept by
-        run_folder.check_settings(folder, config, resume=resume)
     with claimed(folder):
+        if os.environ.get("RANK", "0") == "0":  # of several, the one that claims the folder
+            run_folder.check_settings(folder, config, resume=resume)
         run = Run(config, folder, presets)
         if not run.finished:
             if not run.complete:  # else it was stopped between its last checkpoint and its result

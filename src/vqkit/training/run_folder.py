@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vqkit.config import RunConfig, from_dict, to_dict
 from vqkit.models import ImageTokenizer
-from vqkit.models.files import read_config, write_whole
+from vqkit.models.files import read_config, sha256_of, write_whole
 from vqkit.models.settings import (
     Presets,
     config_from_values,
@@ -56,7 +56,10 @@ change how sums are rounded."""
 
 
 def config_to_json(config: RunConfig) -> dict[str, Any]:
-    """Return the settings as JSON values; a tensor becomes its shape, type and SHA-256."""
+    """Return the settings as JSON values; a tensor becomes its shape, type and SHA-256.
+
+    The name of a codebook's file gets the SHA-256 of the file beside it, while it is there.
+    """
     values = to_dict(config)
     args = values["quantizer"]["args"]
     values["quantizer"]["args"] = {name: _describe(value) for name, value in args.items()}
@@ -99,7 +102,9 @@ def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
     if not list_checkpoints(folder) and read_result(folder) is None:
         return  # it was stopped before its first checkpoint: nothing is there to be continued
     wanted = config_to_json(config)
-    differences = _differences(_with_defaults(saved), wanted)
+    saved = _with_defaults(saved)
+    _take_over_codebooks(saved, wanted)
+    differences = _differences(saved, wanted)
     longer = saved.get("optim", {}).get("num_steps", 0) < config.optim.num_steps
     longer = longer and config.optim.schedule == "constant"
     free = (*FREE, "optim.num_steps:") if longer else FREE
@@ -188,11 +193,26 @@ def _describe(value: Any) -> Any:
         content = value.detach().cpu().contiguous().numpy().tobytes()
         described["tensor"]["sha256"] = hashlib.sha256(content).hexdigest()
         return described
+    if isinstance(value, dict) and set(value) == {"file"}:
+        path = Path(value["file"]).expanduser()
+        return {**value, "sha256": sha256_of(path)} if path.is_file() else value
     if isinstance(value, dict):
         return {key: _describe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_describe(item) for item in value]
     return value
+
+
+def _take_over_codebooks(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Let a codebook's file lie elsewhere, if it is the same one, or be gone since it was read."""
+    before = saved.get("quantizer", {}).get("args", {})
+    for name, value in wanted["quantizer"]["args"].items():
+        was = before.get(name)
+        if isinstance(value, dict) and "file" in value and isinstance(was, dict):
+            same = value.get("sha256") == was.get("sha256")
+            unknown = "sha256" not in value or "sha256" not in was
+            if same or (unknown and value["file"] == was.get("file")):
+                before[name] = wanted["quantizer"]["args"][name] = value | was
 
 
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:

@@ -253,7 +253,7 @@ class Trainer:
         names = {parameter: name for name, parameter in self.tokenizer.named_parameters()}
         load_optimizer_tensors(self.optimizer, names, snapshot.optimizer)
         if self.adversary is not None:
-            self.adversary.load_state_dict(snapshot.discriminator or {})
+            self.adversary.load(snapshot.discriminator or {})
             its_names = {p: name for name, p in self.adversary.named_parameters()}
             its_tensors = snapshot.discriminator_optimizer or {}
             load_optimizer_tensors(self.adversary.optimizer, its_names, its_tensors)
