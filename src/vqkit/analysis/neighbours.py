@@ -87,7 +87,7 @@ def choosing_nth(quantizer: GridQuantizer, rank: int) -> Iterator[None]:
         )
     try:
         for leaf, assignment in zip(leaves, usual, strict=True):
-            leaf.assignment = _NthNearest(assignment, rank)
+            leaf.assignment = _NthNearest(assignment, rank).train(assignment.training)
         yield
     finally:
         for leaf, assignment in zip(leaves, usual, strict=True):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vqkit.codebooks import CodebookFile
 
 HOURS_TO_WAIT = 24
-"""Processes wait for whoever has the largest class, or reads from the slowest disk."""
+"""Processes wait for whoever fits the whitening, has the largest class or the slowest disk."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -72,6 +72,9 @@ def processes() -> Iterator[bool]:
         return
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        yield dist.get_rank() == 0
+        return
     dist.init_process_group("gloo", timeout=timedelta(hours=HOURS_TO_WAIT))
     try:
         yield dist.get_rank() == 0
@@ -80,12 +83,13 @@ def processes() -> Iterator[bool]:
 
 
 @contextmanager
-def resumable() -> Iterator[None]:
-    """Tell who presses Ctrl-C that nothing is lost."""
+def resumable(fresh: bool = False) -> Iterator[None]:
+    """Tell who presses Ctrl-C that nothing is lost; --fresh once more would begin anew."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.args = (f"{str(stop) or 'interrupted'}; the same command goes on from here",)
+        command = "the same command without --fresh" if fresh else "the same command"
+        stop.args = (f"{str(stop) or 'interrupted'}; {command} goes on from here",)
         raise
 
 

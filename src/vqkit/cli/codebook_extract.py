@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqkit.cli.codebook_cluster import resumable
+from vqkit.cli.codebook_cluster import processes, resumable
 from vqkit.cli.console import say, tell
 from vqkit.cli.options import Options, Values, one_name
 from vqkit.cli.runs import kind_of
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 # Whose options these are, in words for an error.
 _PIXELS = {"patch", "stride", "whiten", "dim", "epsilon", "sample", "whitening"}
 _MODELS = {"layer", "size"}
-_HOURS_TO_WAIT = 24
 
 
 def run(words: Sequence[str]) -> None:
@@ -30,7 +27,7 @@ def run(words: Sequence[str]) -> None:
     The encoder is `pixels` (whitened patches, which need no weights), the folder of a vision model
     that transformers has saved as safetensors (CLIP, ViT, DINOv2, MAE, ResNet, ...), or a vqkit
     tokenizer or run. Images in class folders bring their classes along. A killed command goes on
-    where it stopped, and torchrun shares the work; the files are the same.
+    where it stopped (without --fresh), and torchrun shares the work; the files are the same.
     """
     name, rest = one_name(words, "folder", "it is what the features are written to")
     given = _options().parse(rest)
@@ -43,7 +40,7 @@ def run(words: Sequence[str]) -> None:
     encoder = _encoder(given.pop("encoder", "pixels"), chosen, given.get("seed", 0))
     fresh = given.pop("fresh")
     given["device"] = _device(given.get("device"))
-    with _processes() as first, resumable():
+    with processes() as first, resumable(fresh):
         found = extract(data, encoder, name, resume=not fresh, **given)
     if first:
         facts = found.manifest
@@ -81,7 +78,9 @@ def _options() -> Options:
     options.add("max_per_image", int, "keep at most so many features of an image, drawn at random")
     options.add("seed", int, "of all draws, default 0")
     options.add("device", str, "cpu, or cuda for a GPU; default the GPU if there is one")
-    options.add_flag("fresh", "begin again, whatever of a feature set is in the folder")
+    options.add_flag(
+        "fresh", "begin again, removing features in the folder; leave it out to go on after a kill"
+    )
     options.add_fields(DataConfig, "data.")
     return options
 
@@ -144,19 +143,3 @@ def _device(wanted: str | None) -> str:
     if wanted == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return wanted
-
-
-@contextmanager
-def _processes() -> Iterator[bool]:
-    """Join the processes that torchrun has started, if it has; True in the first one."""
-    import torch.distributed as dist
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield True
-        return
-    # Others wait for the first, which fits the whitening, and for whoever has the longest shard.
-    dist.init_process_group("gloo", timeout=timedelta(hours=_HOURS_TO_WAIT))
-    try:
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()

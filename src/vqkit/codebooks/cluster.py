@@ -20,12 +20,20 @@ from torch import Tensor
 from vqkit.clustering import VectorSource, kmeans
 from vqkit.clustering.draws import Purpose, distinct_rows
 from vqkit.clustering.keeper import describe_settings
+from vqkit.clustering.processes import together
 from vqkit.clustering.progress import open_progress
 from vqkit.clustering.settings import make_settings
 from vqkit.codebooks.files import DTYPES, CodebookFile, dtype_name
 from vqkit.codebooks.outputs import keep
 from vqkit.codebooks.report import quality
-from vqkit.codebooks.sources import Features, labels_of, open_source, share_codes, verify
+from vqkit.codebooks.sources import (
+    Features,
+    labels_of,
+    open_source,
+    share_codes,
+    verify,
+    with_contents,
+)
 from vqkit.config import require
 
 Method = Literal["kmeans", "select"]
@@ -70,7 +78,7 @@ def make_codebook(
             codes, broken shards, a state of another clustering.
         OSError: the state cannot be written.
     """
-    job = plan_codebook(features, num_codes, method, per_group, dtype, kmeans_settings)
+    job = _agreed_plan(features, num_codes, method, per_group, dtype, kmeans_settings)
     return job.run(state, resume=resume, progress=progress)
 
 
@@ -97,7 +105,7 @@ def cluster_into(
         OSError: the file or the state cannot be written.
     """
     out = Path(out).expanduser()
-    job = plan_codebook(features, num_codes, method, per_group, dtype, kmeans_settings)
+    job = _agreed_plan(features, num_codes, method, per_group, dtype, kmeans_settings)
     return keep(out, job.plan, partial(job.run, progress=progress), overwrite=overwrite)
 
 
@@ -134,9 +142,11 @@ class ClusterJob:
         self, state: str | Path | None = None, *, resume: bool = True, progress: bool = True
     ) -> CodebookFile:
         """Make the codes, once all shards are found to be whole."""
-        verify(self.source)
+        processes = together()
+        processes.agreed(partial(verify, self.source))
         if self.method == "select":
-            codes, report = self._select(progress), {"num_vectors": self.source.num_vectors}
+            codes = processes.agreed(partial(self._select, progress))
+            report: dict[str, Any] = {"num_vectors": self.source.num_vectors}
         else:
             wanted = [count for _, count in self.groups] if self.labels is not None else None
             found = kmeans(
@@ -188,6 +198,11 @@ class ClusterJob:
         )
 
 
+def _agreed_plan(*arguments: Any) -> ClusterJob:
+    """Return `plan_codebook` of these, or raise the error of any process in all of them."""
+    return together().agreed(partial(plan_codebook, *arguments))
+
+
 def plan_codebook(
     features: Features,
     num_codes: int,
@@ -220,7 +235,7 @@ def plan_codebook(
         method,
         int(num_codes),
         _type(dtype, source.dtype),
-        provenance,
+        with_contents(source, provenance),
         settings,
         {"num_codes": int(num_codes), "per_group": per_group, **described},
         labels,

@@ -18,12 +18,10 @@ from torch import Tensor
 from vqkit.clustering import kmeans
 from vqkit.clustering.draws import Purpose, distinct_rows
 from vqkit.codebooks.cluster import described_kmeans, narrowed
+from vqkit.codebooks.features import SAME_ENCODER
 from vqkit.codebooks.files import CodebookFile, dtype_name
 from vqkit.codebooks.report import copies_in, quality
 from vqkit.config import require
-
-SAME_ENCODER = ("kind", "model", "sha256", "layer", "pooling")
-"""What two encoders must have in common for their features to lie in one space."""
 
 
 def merge(
@@ -86,14 +84,15 @@ def plan_merge(
         f"codebooks: {len(books)}",
         "nothing to do; name several, or give num_codes or remove_equal",
     )
-    first = books[0]
-    for book in books[1:]:
+    first, sources = books[0], [book.provenance.get("features") for book in books]
+    known = next((one for one in sources if (one or {}).get("encoder") is not None), None)
+    for book, features in zip(books, sources, strict=True):
         require(
             book.dim == first.dim,
             f"codebooks of {first.dim} and of {book.dim} dimensions",
             "only codes of one kind of features can be merged; make them of the same features",
         )
-        require_same_encoder(first.provenance.get("features"), book.provenance.get("features"))
+        require_same_encoder(known, features)
     total = sum(book.num_codes for book in books)
     described: dict[str, Any] = {
         "sources": [book.sha256 for book in books],

@@ -143,7 +143,7 @@ class TokenizerEncoder(PatchEncoder):
         )
         if not isinstance(tokenizer, ImageTokenizer):
             name = name or Path(tokenizer).expanduser().resolve().name
-            tokenizer = _load_tokenizer(Path(tokenizer).expanduser())
+            tokenizer = load_tokenizer(Path(tokenizer).expanduser())
         parts = {"encoder": tokenizer.encoder.eval()}
         self._projection: nn.Linear | None = None
         if layer == "projected":
@@ -196,7 +196,8 @@ class TokenizerEncoder(PatchEncoder):
             self._projection.to(device)
 
 
-def _load_tokenizer(folder: Path) -> ImageTokenizer:
+def load_tokenizer(folder: Path) -> ImageTokenizer:
+    """Load a tokenizer from its folder, or from that of a run; neither is a `ValueError`."""
     if (folder / WEIGHTS).is_file():
         return ImageTokenizer.from_pretrained(folder)
     return load_run(folder)[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -136,7 +136,9 @@ class Encoding:
         total = sum(len(self._range(number)) for number in self.mine)
         counter = Progress(total, shown)
         rounds = -(-len(self.missing) // self.processes.size)
-        with self.images.reading() as source, closing(self._pixels(source)) as pixels:
+        with ExitStack() as stack:
+            source = self.processes.agreed(lambda: stack.enter_context(self.images.reading()))
+            pixels = stack.enter_context(closing(self._pixels(source)))
             for turn in range(rounds):
                 number = self.mine[turn] if turn < len(self.mine) else None
                 self.processes.agreed(partial(self._shard, number, pixels, counter))

@@ -94,9 +94,7 @@ def extract(
     first = processes.rank == 0
     finished = processes.agreed(lambda: first and begin(folder, facts, resume=resume))
     if not processes.gather(finished)[0]:
-        encoder = _prepared(encoder, image_set, folder / WHITENING, processes)
-        if device is not None:
-            encoder.to(device)
+        encoder = _prepared(encoder, image_set, folder / WHITENING, processes, device)
         job = Encoding(image_set, encoder, folder, settings, processes)
         job.run(progress)
         facts["encoder"]["sha256"] = encoder.describe()["sha256"]
@@ -136,11 +134,24 @@ def _check_device(device: str | torch.device | None) -> None:
 
 
 def _prepared(
-    encoder: PatchEncoder, images: ImageSet, file: Path, processes: Processes
+    encoder: PatchEncoder,
+    images: ImageSet,
+    file: Path,
+    processes: Processes,
+    device: str | torch.device | None,
 ) -> PatchEncoder:
     """Fit the encoder in the first process, unless that is done; the others read what it found."""
-    if processes.rank == 0:
-        work = partial(encoder.restored, file) if file.exists() else None
-        return processes.agreed(work or partial(encoder.prepared, images, file))
-    processes.agreed(lambda: None)
-    return encoder.restored(file)
+    first = processes.rank == 0
+
+    def fitted() -> PatchEncoder:
+        return encoder.restored(file) if file.exists() else encoder.prepared(images, file)
+
+    found = processes.agreed(fitted if first else lambda: encoder)
+
+    def moved() -> PatchEncoder:
+        ready = found if first else encoder.restored(file)
+        if device is not None:
+            ready.to(device)
+        return ready
+
+    return processes.agreed(moved)

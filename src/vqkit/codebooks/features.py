@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,8 +19,13 @@ from vqkit.codebooks.shards import FORMAT, MANIFEST, UNFINISHED, read_object
 from vqkit.config import require
 from vqkit.weights import sha256_of
 
-_IDENTITY = ("kind", "model", "module", "sha256", "layer", "pooling")
-"""What makes features of two sets the same kind of numbers."""
+SAME_ENCODER: Final = (
+    *("kind", "model", "module", "sha256", "layer", "pooling", "projected"),
+    *("value_range", "scale", "mean", "std"),
+)
+"""What two encoders must have in common for their features to lie in one space."""
+_AGAIN: Final = "extract again with --fresh"
+_GOES_ON: Final = "is not finished; the command that began it goes on from there (without --fresh)"
 
 
 class FeatureSet(NpyShards):
@@ -44,7 +49,7 @@ class FeatureSet(NpyShards):
             require(
                 (shard.num_vectors, shard.dim) == (rows, dim),
                 f"{shard.path}: ({shard.num_vectors}, {shard.dim})",
-                f"the manifest says ({rows}, {dim}); extract again",
+                f"the manifest says ({rows}, {dim}); {_AGAIN}",
             )
         names = self.manifest["groups"]
         self.group_names: tuple[str, ...] | None = None if names is None else tuple(names)
@@ -52,11 +57,11 @@ class FeatureSet(NpyShards):
     def _check_size(self, name: str, size: int) -> None:
         path = self.folder / name
         found = path.stat().st_size if path.is_file() else None
-        require(found is not None, f"{path}", "is missing; copy it there, or extract again")
+        require(found is not None, f"{path}", f"is missing; copy it there, or {_AGAIN}")
         require(
             found == size,
             f"{path}: {found:,} bytes",
-            f"the manifest says {size:,}: the file is torn; copy it again, or extract again",
+            f"the manifest says {size:,}: the file is torn; copy it again, or {_AGAIN}",
         )
 
     def groups(self) -> Tensor | None:
@@ -73,7 +78,7 @@ class FeatureSet(NpyShards):
             try:
                 parts.append(torch.from_numpy(np.load(path, allow_pickle=False)).long())
             except (OSError, ValueError, EOFError) as error:
-                raise ValueError(f"{path}: cannot be read ({error}); extract again") from error
+                raise ValueError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
         return torch.cat(parts)
 
     def verify(self) -> None:
@@ -91,7 +96,7 @@ class FeatureSet(NpyShards):
                     sha256_of(path) == part["sha256"],
                     f"{path}",
                     "was altered or damaged (another SHA-256 than in the manifest); copy it again, "
-                    "or extract again",
+                    f"or {_AGAIN}",
                 )
 
     def parts(self) -> list[Any]:
@@ -184,7 +189,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     require(folder.is_dir(), where, "is no folder; name one that extract has written")
     if not (folder / MANIFEST).is_file():
         begun = (folder / UNFINISHED).is_file()
-        require(not begun, where, "is not finished; the command that began it goes on from there")
+        require(not begun, where, _GOES_ON)
         require(False, where, f"has no {MANIFEST}; name a folder that extract has written")
     manifest = read_object(folder / MANIFEST)
     require(
@@ -195,27 +200,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     require(
         manifest.get("format") == FORMAT,
         f"{where}: format={manifest.get('format')!r}",
-        f"this version reads format {FORMAT}; extract again",
+        f"this version reads format {FORMAT}; {_AGAIN}",
     )
     needed = ("dim", "dtype", "num_vectors", "encoder", "data", "groups", "skipped", "shards")
     absent = [name for name in needed if name not in manifest]
-    require(not absent, where, f"its {MANIFEST} lacks {', '.join(absent)}; extract again")
-    require(bool(manifest["shards"]), where, "holds no features; extract again")
+    require(not absent, where, f"its {MANIFEST} lacks {', '.join(absent)}; {_AGAIN}")
+    require(bool(manifest["shards"]), where, f"holds no features; {_AGAIN}")
     rows = sum(shard["rows"] for shard in manifest["shards"])
     require(
         rows == manifest["num_vectors"],
         f"{where}: num_vectors={manifest['num_vectors']}",
-        f"its shards have {rows}; extract again",
+        f"its shards have {rows}; {_AGAIN}",
     )
     if manifest["groups"] is not None:
         missing = [shard["file"] for shard in manifest["shards"] if not shard.get("groups")]
-        require(not missing, where, f"has no groups for {', '.join(missing[:3])}; extract again")
+        require(not missing, where, f"has no groups for {', '.join(missing[:3])}; {_AGAIN}")
     return manifest
 
 
 def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
     encoder = manifest["encoder"]
-    return {**{name: encoder.get(name) for name in _IDENTITY}, "dim": manifest["dim"]}
+    return {**{name: encoder.get(name) for name in SAME_ENCODER}, "dim": manifest["dim"]}
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,12 +149,16 @@ class PixelPatches(PatchEncoder):
         return self._stride
 
     def describe(self) -> dict[str, Any]:
-        """See `PatchEncoder.describe`; the SHA-256 is that of the whitening, None before it."""
+        """See `PatchEncoder.describe`; the SHA-256 is that of the whitening, None before it.
+
+        An extraction fits the whitening to its own images unless it is given one.
+        """
         return {
             "kind": "pixels",
             "name": f"pixels {self.patch}x{self.patch}",
             "sha256": self._sha256,
             "layer": None,
+            "whitening": "fitted" if self._whitening is None else "given",
             **self._settings,
         }
 
@@ -176,7 +180,8 @@ class PixelPatches(PatchEncoder):
         One that is fitted already keeps its whitening, so that features of other images are
         comparable. Raises `ValueError` for fewer than two patches, or patches without any contrast.
         """
-        whitening = self._whitening or self._fit(images)
+        with _one_thread():
+            whitening = self._whitening or self._fit(images)
         tensors = {"matrix": whitening.matrix.cpu(), "mean": whitening.mean.cpu()}
         write_beside(file, safetensors.torch.save(tensors))
         return self.restored(file)
@@ -188,7 +193,9 @@ class PixelPatches(PatchEncoder):
             tensors = safetensors.torch.load(content)
             found = Whitening(tensors["mean"], tensors["matrix"])
         except (OSError, KeyError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{file}: is no whitening ({error}); extract again") from error
+            raise ValueError(
+                f"{file}: is no whitening ({error}); extract again with --fresh"
+            ) from error
         rows, dim = len(found.mean), self._settings["dim"]
         require(
             rows % self.patch**2 == 0 and tuple(found.matrix.shape) == (rows, dim or rows),
@@ -247,6 +254,17 @@ class PixelPatches(PatchEncoder):
         views = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))
         row, column = (corner(pixels.shape[1], side, tops), corner(pixels.shape[2], side, lefts))
         return views[:, row, column].transpose(1, 0, 2, 3).reshape(count, -1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: with several, sums and eigenvectors have other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _readable(images: ImageSet, chosen: list[int]) -> Iterator[tuple[int, Pixels]]:

@@ -228,7 +228,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
         if isinstance(value, dict):
             differ += _differences(other if isinstance(other, dict) else {}, value, f"{name}.")
         elif name == "encoder.sha256" and value is None:
-            continue  # whitening that is still to be fitted, or was before
+            continue  # whitening to be fitted; `encoder.whitening` tells that it was there too
         elif value != other and name not in ("data.path", "encoder.name"):
             differ.append(f"{name} ({_short(other)} there, {_short(value)} here)")
     return differ
@@ -256,10 +256,13 @@ def remove_leftovers(folder: Path, names: Iterable[re.Pattern[str]] = (_RECORD, 
 def remove_set(folder: Path) -> None:
     """Remove a feature set, finished or not, and nothing else that may lie in its folder.
 
-    What marks the folder as one goes last, so that a kill in between leaves no riddle.
+    A kill in between leaves an unfinished set: never a manifest without its shards, and never
+    shards that nothing says the kind of.
     """
+    if (folder / MANIFEST).exists():
+        os.replace(folder / MANIFEST, folder / UNFINISHED)
     remove_leftovers(folder, (_RECORD, _PART, _SHARD))
-    for name in (WHITENING, MANIFEST, UNFINISHED):
+    for name in (WHITENING, UNFINISHED):
         (folder / name).unlink(missing_ok=True)
 
 

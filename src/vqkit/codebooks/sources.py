@@ -5,6 +5,7 @@ Legend: N features, K codes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from torch import Tensor
 from vqkit.clustering import VectorSource, open_vectors
 from vqkit.clustering.sources import fingerprint, sample
 from vqkit.config import require
+
+HASHED_NUMBERS = 1 << 22
+"""Numbers of plain vectors that are in memory at a time while they are hashed."""
 
 Features = str | Path | Sequence[str | Path] | VectorSource | Tensor | np.ndarray
 
@@ -43,6 +47,20 @@ def open_source(features: Features) -> tuple[VectorSource, dict[str, Any]]:
     if provenance is not None:
         return source, provenance()
     return source, {"kind": "vectors", **fingerprint(source, sample(source))}
+
+
+def with_contents(source: VectorSource, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Add to the provenance of plain vectors the SHA-256 of all values, read block by block.
+
+    That of feature sets has the hashes of their shards.
+    """
+    if provenance.get("kind") != "vectors":
+        return provenance
+    digest, rows = hashlib.sha256(), max(1, HASHED_NUMBERS // source.dim)
+    for start in range(0, source.num_vectors, rows):
+        block = source.read(start, min(start + rows, source.num_vectors)).cpu().contiguous()
+        digest.update(block.flatten().view(torch.uint8).numpy().data)
+    return {**provenance, "sha256": digest.hexdigest()}
 
 
 def verify(source: VectorSource) -> None:

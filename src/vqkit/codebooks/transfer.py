@@ -23,12 +23,12 @@ from vqkit.clustering.settings import make_settings
 from vqkit.clustering.survey import Share
 from vqkit.codebooks.cluster import described_kmeans, narrowed
 from vqkit.codebooks.edit import require_same_encoder
+from vqkit.codebooks.encoders_modules import TokenizerEncoder, load_tokenizer
 from vqkit.codebooks.files import CodebookFile, dtype_name, read_codebook
 from vqkit.codebooks.report import quality
-from vqkit.codebooks.sources import Features, open_source, verify
+from vqkit.codebooks.sources import Features, open_source, verify, with_contents
 from vqkit.config import require
 from vqkit.metrics import CodeUsage
-from vqkit.models import ImageTokenizer
 from vqkit.search import nearest_with_scores
 from vqkit.search.exact import CHUNK_ELEMENTS
 
@@ -138,6 +138,7 @@ def adapt(
 def plan_adapt(book: CodebookFile, features: Features, iterations: int) -> dict[str, Any]:
     """Check the arguments of `adapt`, and return what determines its codes."""
     source, provenance = _fitting(book, features)
+    provenance = with_contents(source, provenance)
     require(
         book.num_codes <= source.num_vectors,
         f"codebook of {book.num_codes:,} codes",
@@ -158,18 +159,19 @@ def open_codes(name: str | Path, book: int | None = None) -> CodebookFile:
     """Read the codes of a codebook file, or those of a tokenizer or run by its folder.
 
     Of a tokenizer these are the codes that features are compared with: projected or computed
-    tables as they stand after training. `book` numbers its codebooks, for one that has several.
+    tables as they stand after training. Their features are what its own encoder gives, behind its
+    projection if there is one. Of a run that is not finished the newest weights are taken. `book`
+    numbers its codebooks, for one that has several.
 
     Raises:
-        ValueError: neither a codebook file nor a tokenizer; a tokenizer without a table of codes
+        ValueError: neither a codebook file nor a tokenizer or run; one without a table of codes
             (a lattice), or with several and no `book`.
     """
     path = Path(name).expanduser()
     if not path.is_dir():
         require(book is None, f"book={book}", "only tokenizers have several; leave it out")
         return read_codebook(path)
-    inside = path / "tokenizer"
-    tokenizer = ImageTokenizer.from_pretrained(inside if inside.is_dir() else path)
+    tokenizer = load_tokenizer(path)
     tables = []
     for leaf in tokenizer.quantizer.quantizer.leaves():
         if leaf.codebook.has_table:
@@ -184,7 +186,10 @@ def open_codes(name: str | Path, book: int | None = None) -> CodebookFile:
     codes = tables[book or 0].clone()
     settings = {"preset": preset, "book": book or 0, "source": CodebookFile(codes).sha256}
     record = {"method": "tokenizer", "dtype": dtype_name(codes.dtype), "settings": settings}
-    return CodebookFile(codes, {**record, "features": None})
+    plain = tokenizer.quantizer.project_in is None
+    encoder = TokenizerEncoder(tokenizer, layer="encoder" if plain else "projected")
+    features = {"encoder": {**encoder.describe(), "pooling": None}}
+    return CodebookFile(codes, {**record, "features": features})
 
 
 def _measure(codes: Tensor, source: VectorSource, device: str | None, progress: bool) -> Transfer:

@@ -289,7 +289,7 @@ def vqgan_lc(
 ) -> GridQuantizer:
     """VQGAN-LC: clustered features (K, F) of a vision encoder behind a projector
     (arXiv:2406.11837, eq. 3; Table 9 varies `frozen` and `projector`, Table 10 `dim`: 8).
-    `align` keeps all codes where the vectors are (`Align`, a decay such as 0.9): not the paper's."""
+    `align`, a decay such as 0.9, keeps all codes where the vectors are (`Align`; not the paper)."""
     width = features.shape[-1]
     head: nn.Module = nn.Identity()
     if projector:
