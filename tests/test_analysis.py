@@ -213,7 +213,7 @@ def write_run(folder, lines, preset="vq_vae", **args):
         optim=OptimConfig(num_steps=8, batch_size=4),
     )
     write_settings(folder, config)
-    result = {"steps": 8, "data": {"fingerprint": "f" * 64, "images": 9}}
+    result = {"steps": 8, "seconds": 1.0, "data": {"fingerprint": "f" * 64, "images": 9}}
     write_result(folder, tokenizer, result)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "log.jsonl").write_text(text, encoding="utf-8")

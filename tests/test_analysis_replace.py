@@ -223,6 +223,17 @@ def test_neighbours_of_the_feature(case, naive, images):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_a_computed_table_is_computed_once(images, monkeypatch):
+    tokenizer = tokenizer_of("simvq")
+    book = tokenizer.quantizer.quantizer.codebook
+    compute, calls = book.compute, []
+    monkeypatch.setattr(book, "compute", lambda clock: calls.append(0) or compute(clock))
+    book.drop_cache()
+    replace_tokens(tokenizer, images, [1, 2], origin="feature", batch_size=1)
+    assert len(calls) == 1
+    assert not any(module.training for module in tokenizer.modules())
+
+
 def test_equal_parts_of_a_split_are_replaced_on_their_own(images):
     """They are searched together, past their assignments, unless another one is asked for."""
     tokenizer = make_tokenizer("dual", num_codes=12, dim=4, refiner="none")

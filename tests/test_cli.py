@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from vqkit.cli import COMMANDS, main
-from vqkit.models import ImageTokenizer
+from vqkit.cli.runs import place_of
+from vqkit.config import DataConfig, QuantizerConfig, VQGANNetwork
+from vqkit.models import ImageTokenizer, TokenizerConfig
 from vqkit.quantizers import PRESETS
 from vqkit.quantizers.methods import BEGIN, END, EXAMPLES, methods_table, with_table
 from vqkit.training import load_run, read_log
@@ -89,6 +91,9 @@ def test_every_command_has_help(command, capsys):
         (["train"], "recipe: none is named"),
         (["train", "looc_mnits"], "did you mean looc_mnist"),
         (["train", "looc_mnist", "--optim.lrr", "1"], "--optim.lrr: unknown option; did you mean"),
+        (["train", "looc_mnist", "--optim.learning_rate", "4"], "did you mean --optim.lr?"),
+        (["train", "looc_mnist", "--learning_rate", "4"], "did you mean --optim.lr?"),
+        (["train", "photos_lc", "--out", "no/where"], "codebook cluster` writes (option --c"),
         (["train", "looc_mnist", "--optim.lr", "fast"], "optim.lr=fast: expected a number"),
         (["train", "looc_mnist", "--optim.lr", "-1"], "optim.lr=-1.0: must be above 0"),
         (["train", "looc_mnist", "--optim.lr"], "--optim.lr: expected one argument"),
@@ -217,9 +222,14 @@ def test_train_evaluate_and_describe(pictures, tmp_path, capsys):
     assert "data.source" in refused(capsys, "evaluate", str(run / "tokenizer"))  # of no run
     held_out = ["--data.path", str(pictures)]
     assert main(["evaluate", str(run), *held_out, "--data.limit", "3"]) == 0
-    assert "photos_looc" in capsys.readouterr().out
-    found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    shown = capsys.readouterr()
+    assert "photos_looc" in shown.out
+    assert f"measuring photos_looc on 3 images of folder {pictures}\n" in shown.err
+    (file,) = run.glob("evaluation*.json")
+    assert shown.out.endswith(f"wrote {file}\n")
+    found = json.loads(file.read_text(encoding="utf-8"))
     assert found["data"]["num_images"] == 3
+    assert file.name == f"evaluation-{found['protocol']['id'][-8:]}.json"
     other = tmp_path / "other.json"
     assert main(["evaluate", str(run / "tokenizer"), *held_out, "--json", str(other)]) == 0
     assert json.loads(other.read_text(encoding="utf-8"))["data"]["num_images"] == 6
@@ -230,6 +240,65 @@ def test_train_evaluate_and_describe(pictures, tmp_path, capsys):
     assert "needs protocol.tile" in refused(capsys, "evaluate", str(run), "--halo", "4")
     assert main(["describe", str(run), "--image_size", "32", "32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bits_per_pixel"] == 3.0  # 16 segments of 3 bits
+
+
+def test_only_a_runs_own_test_set_makes_its_evaluation(pictures, tmp_path):
+    run = tmp_path / "run"
+    assert training(pictures, run, "--test_path", str(pictures)) == 0
+    assert main(["evaluate", str(run)]) == 0
+    usual = (run / "evaluation.json").read_bytes()
+    for other in (["--tile", "8"], ["--data.limit", "4"]):
+        assert main(["evaluate", str(run), *other]) == 0
+    assert (run / "evaluation.json").read_bytes() == usual
+    assert len(list(run.glob("evaluation-????????.json"))) == 2
+    assert place_of(DataConfig(source="photos", split="test")) == "photos (test)"
+
+
+def test_tiles_are_warned_of_once(pictures, tmp_path, capsys):
+    network = VQGANNetwork(
+        width=8, multipliers=(1, 2), num_res_blocks=1, attention_strides=(), norm_groups=4
+    )
+    quantizer = QuantizerConfig(preset="vq_vae", args={"num_codes": 8, "dim": 4})
+    ImageTokenizer(TokenizerConfig(network=network, quantizer=quantizer)).save_pretrained(
+        tmp_path / "tokenizer"
+    )
+    words = ["evaluate", str(tmp_path / "tokenizer"), "--data.path", str(pictures)]
+    assert main([*words, "--data.source", "folder", "--tile", "8", "--halo", "0"]) == 0
+    measuring, warning = capsys.readouterr().err.splitlines()
+    assert measuring.startswith("measuring tokenizer")
+    assert warning.startswith("warning: tile=8: the result is not that of the whole image")
+
+
+def test_validations_are_told(pictures, tmp_path, capsys):
+    held = ["--validation.data.path", str(pictures), "--validation.every", "2"]
+    assert training(pictures, tmp_path / "run", *held) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "validation" in line]
+    log = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "validation/psnr" in line]
+    best = json.loads((tmp_path / "run" / "best" / "best.json").read_text(encoding="utf-8"))
+    assert [line["step"] for line in log] == [2, 4]
+    assert len(told) == 2
+    for said, line in zip(told, log, strict=True):
+        psnr = f"{line['validation/psnr']:.4g}"
+        assert said.startswith(f"step {line['step']}: validation psnr {psnr}, l1 ")
+    assert [line for line in told if "best so far" in line][-1].startswith(f"step {best['step']}:")
+
+
+def test_images_to_validate_on_have_the_source_of_those_to_train_on(capsys):
+    held = ["--validation.data.path", "held"]
+    for words, source in (
+        (["photos_vq_vae"], "folder"),  # the photographs in the wheels have no path
+        (["photos_vq_vae", "--path", "mine"], "folder"),
+        (["photos_vq_vae", "--data.source", "parquet", "--data.path", "mine"], "parquet"),
+        (["photos_vq_vae", "--validation.data.source", "lmdb"], "lmdb"),
+    ):
+        assert settings(capsys, *words, *held)["validation"]["data"]["source"] == source
+
+
+def test_options_that_recipes_share_are_explained(capsys):
+    assert main(["train", "photos_vqgan", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--path PATH Folder of your images; default the photographs" in shown
+    assert "--start START Step from which the discriminator takes part" in shown
 
 
 def test_a_second_command_goes_on_or_starts_fresh(pictures, tmp_path, capsys):
@@ -325,6 +394,9 @@ def test_a_longer_run_goes_on_though_its_logging_changes(pictures, tmp_path, cap
     assert main([*words, "4"]) == 0
     assert "goes on from there" in capsys.readouterr().err
     assert "other settings" in refused(capsys, *words, "4", "--optim.lr", "0.5")
+    hint = "to lengthen a run, add --optim.num_steps N to its own command"
+    assert hint in refused(capsys, *words, "6", "--optim.lr", "0.5")
+    assert main([*words, "4", "--optim.num_steps", "5"]) == 0
 
 
 def test_an_interrupted_command_says_so(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Codes out of features: what `make_codebook` computes, and what it refuses."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from feature_folders import ENCODER, blobs, write_features
 
 from vqkit.clustering import kmeans
-from vqkit.codebooks import make_codebook, write_codebook
+from vqkit.clustering.processes import Processes
+from vqkit.codebooks import cluster, make_codebook, write_codebook
 from vqkit.search import nearest
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -203,6 +205,35 @@ def test_broken_shards_are_refused(folder, rows, tmp_path):
     np.save(shard, np.zeros((5, 9), np.float16))
     with pytest.raises(ValueError, match=r"00001\.npy"):
         quiet(folder, 8)
+
+
+@pytest.mark.parametrize(
+    ("place", "method"),
+    [("open_source", "kmeans"), ("verify", "kmeans"), ("distinct_rows", "select")],
+)
+@pytest.mark.parametrize("call", ["make", "write"])
+def test_other_processes_hear_of_errors(call, place, method, folder, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("the disk is gone")
+
+    heard = []
+
+    class Watched(Processes):
+        """Notes the errors that others hear of."""
+
+        def agreed(self, work):
+            try:
+                return work()
+            except ValueError as error:
+                heard.append(error)
+                raise
+
+    monkeypatch.setattr(cluster, "together", Watched)
+    monkeypatch.setattr(cluster, place, broken)
+    make = partial(cluster.cluster_into, tmp_path / "codes") if call == "write" else make_codebook
+    with pytest.raises(ValueError, match="the disk is gone") as caught:
+        make(folder, 4, method=method, progress=False)
+    assert heard == [caught.value]
 
 
 def test_shards_of_another_width_are_refused(folder, rows, tmp_path):

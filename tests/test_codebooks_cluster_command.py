@@ -19,7 +19,7 @@ from feature_folders import blobs, write_features
 
 import vqkit
 from vqkit import cli
-from vqkit.codebooks import read_codebook
+from vqkit.codebooks import TokenizerEncoder, read_codebook
 from vqkit.codebooks.outputs import state_beside
 from vqkit.config import NetworkConfig, QuantizerConfig
 from vqkit.models import ImageTokenizer, TokenizerConfig
@@ -106,6 +106,28 @@ def test_what_is_there_is_not_made_again(folder, codes, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("is there already: 12 codes")
     assert codes.stat().st_mtime_ns == before.st_mtime_ns
     assert not left.exists()
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_plain_features_are_known_by_all_their_values(kind, tmp_path, capsys):
+    rows, out = blobs(500, dtype=torch.float32), tmp_path / "codes"
+
+    def write():
+        if kind == "npy":
+            np.save(tmp_path / "rows.npy", rows.numpy())
+            return
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = pytest.importorskip("pyarrow").table({"rows": list(rows.numpy())})
+        parquet.write_table(table, tmp_path / "rows.parquet", compression="none")
+
+    write()
+    command = ("cluster", tmp_path / f"rows.{kind}", "--num_codes", 4, "--out", out)
+    run(*command)
+    run(*command)
+    assert "is there already: 4 codes" in capsys.readouterr().out
+    rows[261] += 1  # none of those that are drawn to recognise data
+    write()
+    assert "made with another features.sha256 (" in refused(capsys, *command)
 
 
 def test_another_codebook_is_only_overwritten_when_asked(folder, codes, tmp_path, capsys):
@@ -255,11 +277,13 @@ def test_transfer(folder, codes, tmp_path, capsys):
     assert "give a codebook (file, tokenizer or run) and" in refused(capsys, "transfer", codes)
 
 
-def test_transfer_of_a_tokenizers_codes(folder, tmp_path, capsys):
+def test_transfer_of_a_tokenizers_codes(tmp_path, capsys):
     network = NetworkConfig(hidden=8, residual_hidden=4, num_residual_blocks=1)
     quantizer = QuantizerConfig(preset="vq_vae", args={"num_codes": 7, "dim": 5})
     model = ImageTokenizer(TokenizerConfig(quantizer=quantizer, network=network))
     model.save_pretrained(tmp_path / "model")
+    own = {**TokenizerEncoder(model).describe(), "pooling": None}
+    folder = write_features(tmp_path / "own", blobs(50), encoder=own)
     run("transfer", tmp_path / "model", folder, "--out", tmp_path / "codes")
     assert "wrote 7 codes of 5 numbers" in capsys.readouterr().out
     assert read_codebook(tmp_path / "codes").provenance["method"] == "tokenizer"

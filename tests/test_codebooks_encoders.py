@@ -86,6 +86,27 @@ def test_whitening_is_the_same_every_time_and_kept(tmp_path):
     assert again.describe()["sha256"] == one.describe()["sha256"]
 
 
+def test_whitening_is_fitted_on_one_thread(tmp_path, monkeypatch):
+    """Several give sums and eigenvectors other bits."""
+    solve, threads = torch.linalg.eigh, []
+
+    def watched(matrix):
+        threads.append(torch.get_num_threads())
+        return solve(matrix)
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch.linalg, "eigh", watched)
+    try:
+        torch.set_num_threads(3)
+        whitened(random_pixels(4), tmp_path)
+        assert (threads, torch.get_num_threads()) == ([1], 3)
+        with pytest.raises(ValueError, match="take smaller patches"):
+            whitened(random_pixels(4), tmp_path, patch=40)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

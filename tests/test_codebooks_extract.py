@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from training_runs import run_config, write_images
 
 from vqkit.cli import main
 from vqkit.clustering import kmeans
+from vqkit.clustering.processes import Processes
+from vqkit.codebooks import extraction
 from vqkit.codebooks.encoders_modules import ModuleEncoder
 from vqkit.codebooks.encoding import Progress, cut_square
 from vqkit.codebooks.extraction import extract
@@ -268,6 +271,56 @@ def test_whitening_is_fitted_once(tmp_path):
     assert (out / "whitening.safetensors").stat().st_mtime_ns == before
 
 
+def test_whitening_of_another_set_is_not_ones_own(tmp_path):
+    data = image_folder(tmp_path / "images", SIZES)
+    own = PixelPatches(patch=4, stride=4, sample=200)
+    run(image_folder(tmp_path / "others", SIZES[::-1]), tmp_path / "first", own)
+    given = own.whitened_by(tmp_path / "first")
+    for out, made, other, message in [
+        ("given", given, own, r"encoder\.whitening \('given' there, 'fitted' here\)"),
+        (
+            "fitted",
+            own,
+            given,
+            r"encoder\.sha256 .*; encoder\.whitening \('fitted' there, 'given' ",
+        ),
+    ]:
+        run(data, tmp_path / out, made)
+        run(data, tmp_path / out, made)
+        with pytest.raises(ValueError, match=f"other settings: {message}"):
+            run(data, tmp_path / out, other)
+    # Sets with one whitening are of one encoder, whichever it was fitted to.
+    assert open_features([tmp_path / "first", tmp_path / "given"]).dim == 48
+
+
+class Watched(Processes):
+    """One of several processes, as far as errors go: it notes those that the others hear of."""
+
+    def __init__(self, rank):
+        self.rank, self.heard = rank, []
+
+    def agreed(self, work):
+        try:
+            return work()
+        except ValueError as error:
+            self.heard.append(error)
+            raise
+
+
+@pytest.mark.parametrize(("place", "rank"), [("to", 0), ("restored", 1), ("reading", 0)])
+def test_others_hear_of_errors_between_the_shards(place, rank, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("the device is gone")
+
+    processes = Watched(rank)
+    monkeypatch.setattr(extraction, "together", lambda: processes)
+    images, (encoder, _) = array_set(random_pixels(4)), cells()
+    monkeypatch.setattr(images if place == "reading" else encoder, place, broken)
+    with pytest.raises(ValueError, match="the device is gone") as caught:
+        run(images, tmp_path / "out", encoder, device="cpu")
+    assert processes.heard == [caught.value]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -414,8 +467,13 @@ def test_damaged_sets_are_refused(tmp_path):
         FeatureSet(damaged("00001.npy", cut))
     with pytest.raises(ValueError, match=r"groups/00001\.npy: .* is torn"):
         FeatureSet(damaged("groups/00001.npy", cut)).groups()
-    with pytest.raises(ValueError, match=r"00002\.npy: is missing; copy it there"):
-        FeatureSet(damaged("00002.npy", lambda path: path.unlink()))
+    missing = damaged("00002.npy", lambda path: path.unlink())
+    with pytest.raises(
+        ValueError, match=r"00002\.npy: is missing; copy it there, or extract again w"
+    ):
+        run(data, missing)
+    run(data, missing, resume=False)  # --fresh, as the message says
+    assert contents(missing) == contents(tmp_path / "good")
     for values, message in [
         ({"format": 2}, "format=2: this version reads format 1"),
         ({"kind": "tokens"}, "was not written by extract"),
@@ -431,6 +489,30 @@ def test_damaged_sets_are_refused(tmp_path):
         FeatureSet(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"has no manifest\.json; name a folder"):
         FeatureSet(tmp_path / "images")
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_removal_that_was_killed_leaves_an_unfinished_set(place, tmp_path, monkeypatch):
+    """Killed where it removes the first, second, ... of five files; the same command goes on."""
+    data, out = image_folder(tmp_path / "images", SIZES), tmp_path / "out"
+    encoder = PixelPatches(patch=4, stride=4, sample=200)
+    run(data, out, encoder)
+    before, unlink, count = contents(out), Path.unlink, [0]
+
+    def deadly(path, **options):
+        if count[0] == place:
+            raise KeyboardInterrupt
+        count[0] += 1
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", deadly)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, out, encoder, resume=False)
+    with pytest.raises(ValueError, match=r"is not finished; .* \(without --fresh\)"):
+        FeatureSet(out)
+    run(data, out, encoder)
+    assert contents(out) == before
 
 
 def test_sets_of_one_encoder_are_joined(tmp_path):
@@ -504,6 +586,19 @@ def test_the_command(tmp_path, capsys):
     words[2] = str(tmp_path / "test")
     assert main([*words, "--whitening", str(tmp_path / "out"), *options]) == 0
     assert open_features([tmp_path / "out", tmp_path / "test"]).num_vectors == 344
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_ctrl_c_says_which_command_goes_on(fresh, tmp_path, capsys, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extraction.Encoding, "run", stopped)
+    data = image_folder(tmp_path / "images", SIZES[:1])
+    words = ["--path", data.path, "--device", "cpu", "--sample", "9", *["--fresh"] * fresh]
+    assert main(["codebook", "extract", str(tmp_path / "out"), *words]) == 130
+    command = "the same command without --fresh" if fresh else "the same command"
+    assert f"interrupted; {command} goes on from here" in capsys.readouterr().err
 
 
 def test_the_command_with_a_run_and_its_tokenizer(tmp_path, capsys):

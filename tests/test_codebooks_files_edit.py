@@ -1,15 +1,18 @@
 """Codebook files described, merged, cut, and tried on other features."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from feature_folders import ENCODER, blobs, write_features
+from training_runs import run_config, write_images
 
 from vqkit.clustering import kmeans
 from vqkit.codebooks import (
     CodebookFile,
+    TokenizerEncoder,
     Transfer,
     adapt,
     describe_codes,
@@ -18,6 +21,7 @@ from vqkit.codebooks import (
     measure_transfer,
     merge,
     open_codes,
+    open_features,
     read_codebook,
     subset,
     write_codebook,
@@ -26,6 +30,7 @@ from vqkit.config import NetworkConfig, QuantizerConfig
 from vqkit.metrics import uniform_usage
 from vqkit.models import ImageTokenizer, TokenizerConfig
 from vqkit.search import nearest
+from vqkit.training import train
 
 FEATURES = {"encoder": ENCODER, "num_vectors": 100}
 
@@ -150,7 +155,34 @@ def test_codes_of_two_encoders_are_not_merged():
     other = book(torch.ones(2, 3), features={"encoder": {**ENCODER, "layer": 7}})
     with pytest.raises(ValueError, match=r"different encoders \(layer None and 7\): they do not"):
         merge([book(torch.ones(4, 3)), other])
-    merge([book(torch.ones(4, 3), features=None), other])  # of unknown features
+    unknown = book(torch.ones(4, 3), features=None)
+    merge([unknown, other])
+    with pytest.raises(ValueError, match=r"different encoders \(layer None and 7\)"):
+        merge([unknown, book(torch.ones(4, 3)), other])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"module": "Mine"},
+        {"projected": True},
+        {"value_range": [0.0, 1.0]},
+        {"scale": 1.0},
+        {"mean": [0.5]},
+        {"std": [0.5]},
+    ],
+)
+def test_encoders_that_get_other_pixels_are_others(change, tmp_path):
+    books = [
+        book(torch.ones(2, 3), features={"encoder": one}) for one in (ENCODER, ENCODER | change)
+    ]
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"different encoders \({name} None and "):
+        merge(books)
+    for folder, encoder in (("a", ENCODER), ("b", ENCODER | change)):
+        write_features(tmp_path / folder, blobs(4), encoder=encoder)
+    with pytest.raises(ValueError, match=rf"different encoders \({name} None and "):
+        open_features([tmp_path / "a", tmp_path / "b"])
 
 
 # --------------------------------------------------------------------- subset
@@ -294,17 +326,44 @@ def tokenizer_of(preset, **args):
 def test_codes_of_a_tokenizer_are_those_that_features_are_compared_with(tmp_path):
     """The projected table of `vqgan_lc`, and not its features."""
     model = tokenizer_of("vqgan_lc", features=torch.randn(12, 9), dim=3, in_channels=None)
-    model.save_pretrained(tmp_path / "run" / "tokenizer")
+    model.save_pretrained(tmp_path / "tokenizer")
     z = torch.randn(2, 3, 4, 4)
     expected = model.quantizer(z).ids.flatten()
-    for folder in ("run", "run/tokenizer"):
-        found = open_codes(tmp_path / folder)
-        assert found.provenance["method"] == "tokenizer"
-        assert torch.equal(nearest(z.permute(0, 2, 3, 1).reshape(-1, 3), found.codes), expected)
+    found = open_codes(tmp_path / "tokenizer")
+    assert found.provenance["method"] == "tokenizer"
+    assert torch.equal(nearest(z.permute(0, 2, 3, 1).reshape(-1, 3), found.codes), expected)
     write_codebook(tmp_path / "codes", found)
     assert torch.equal(
         open_codes(tmp_path / "codes").codes, read_codebook(tmp_path / "codes").codes
     )
+
+
+def test_codes_of_a_run_are_its_newest(tmp_path):
+    """Of an unfinished or continued run those of its last checkpoint, whatever lies there else."""
+    images = write_images(tmp_path / "images")
+    train(run_config(images, optim__num_steps=2), out=tmp_path / "run", progress=False)
+    codes = open_codes(tmp_path / "run").codes
+    assert torch.equal(open_codes(tmp_path / "run" / "tokenizer").codes, codes)
+    (tmp_path / "run" / "result.json").unlink()
+    tokenizer_of("vq_vae", num_codes=3, dim=2).save_pretrained(tmp_path / "run" / "tokenizer")
+    assert torch.equal(open_codes(tmp_path / "run").codes, codes)
+    shutil.rmtree(tmp_path / "run" / "tokenizer")
+    assert torch.equal(open_codes(tmp_path / "run").codes, codes)
+
+
+@pytest.mark.parametrize("in_channels", [None, 6])
+def test_codes_of_a_tokenizer_name_its_encoder(in_channels, tmp_path):
+    model = tokenizer_of("vq_vae", num_codes=7, dim=3, in_channels=in_channels)
+    model.save_pretrained(tmp_path / "model")
+    found = open_codes(tmp_path / "model")
+    layer = "projected" if in_channels else "encoder"
+    own = {**TokenizerEncoder(model, layer=layer).describe(), "pooling": None}
+    assert found.provenance["features"] == {"encoder": own}
+    rows = blobs(20, dim=3, dtype=torch.float32)
+    measure_transfer(found, write_features(tmp_path / "own", rows, encoder=own), progress=False)
+    other = write_features(tmp_path / "other", rows, encoder={**own, "sha256": "b" * 64})
+    with pytest.raises(ValueError, match="features of different encoders"):
+        measure_transfer(found, other, progress=False)
 
 
 def test_a_tokenizer_with_several_codebooks_needs_a_choice(tmp_path):
@@ -322,5 +381,5 @@ def test_a_lattice_has_no_codes(tmp_path):
     tokenizer_of("fsq", levels=(4, 4)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="fsq has no table of codes, but a lattice"):
         open_codes(tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json: is missing"):
+    with pytest.raises(ValueError, match=r"holds no config\.json; name the folder"):
         open_codes(tmp_path.parent)

@@ -185,7 +185,7 @@ def test_two_processes_ended_twenty_times_at_random(images, tmp_path):
         )
         kind = (signal.SIGKILL, signal.SIGTERM)[len(ends) % 2]
         try:
-            process.wait(timeout=source.uniform(6.0, 16.0))
+            process.wait(timeout=source.uniform(8.0, 20.0))
             break
         except subprocess.TimeoutExpired:
             if kind == signal.SIGKILL:

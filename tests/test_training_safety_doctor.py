@@ -14,7 +14,7 @@ from vqkit.cli import main
 from vqkit.config import DataConfig, ValidationConfig, with_changes
 from vqkit.training import checkpoint, diagnose, health, list_checkpoints, read_log, train
 from vqkit.training.objective import TokenizerObjective
-from vqkit.training.stops import KINDS, write_stop
+from vqkit.training.stops import KINDS, read_stop, write_stop
 from vqkit.training.trainer import Trainer
 
 
@@ -154,6 +154,14 @@ def test_rising_gradients_mean_a_high_learning_rate(images, tmp_path, capsys, mo
     assert "went from 1 to 300, with optim.lr=0.003" in text
     assert "optim.clip_norm=1" in text
     assert "bf16" not in text
+
+
+def test_a_stop_names_no_checkpoint_that_is_not_there(images, tmp_path, monkeypatch):
+    norms = [1.0] * 6 + [math.nan]
+    for every, said in ((4, "and the last checkpoint is good"), (50, "no checkpoint exists yet")):
+        config = run_config(images, log__checkpoint_every=every)
+        stopped_with_nan(tmp_path / str(every), config, monkeypatch, norms=norms)
+        assert said in read_stop(tmp_path / str(every))["message"]
 
 
 @pytest.mark.parametrize(
@@ -368,9 +376,65 @@ def test_damaged_checkpoints(run, capsys):
     assert code == 1
     assert "problem: checkpoint damaged" in text
     assert "step_00000012/optimizer.safetensors" in text
-    assert "goes on from step 8, the newest whole one" in text
+    assert "finished, and tokenizer/ is whole; a longer run would go on from step 8" in text
     (run / "step_00000008" / "trainer.json").unlink()
+    assert "only a longer run needs a checkpoint" in asked(capsys, run)[1]
+    unfinished(run)
     assert "none is whole" in asked(capsys, run)[1]
+
+
+def test_damaged_checkpoints_of_an_unfinished_run(run, capsys):
+    unfinished(run)
+    (run / "step_00000012" / "trainer.json").unlink()
+    assert "goes on from step 8, the newest whole one" in asked(capsys, run)[1]
+
+
+def test_steps_without_weights(run, capsys):
+    checkpoints = list_checkpoints(run)
+    for folder in (*checkpoints, run / "tokenizer"):
+        shutil.rmtree(folder)
+    code, text = asked(capsys, run)
+    assert code == 1
+    assert "problem: weights missing" in text
+    assert "12 steps are logged" in text
+    assert "best/ is there" in text
+    (run / "result.json").unlink()
+    log = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text(log[:-20])  # cut in the last line
+    assert causes(run) == ["weights missing"]
+    lines = log.splitlines(keepends=True)
+    (run / "log.jsonl").write_text("".join(lines[:3]))  # killed before the first checkpoint
+    assert causes(run) == []
+
+
+def test_a_damaged_result(run, capsys):
+    result = run / "result.json"
+    result.write_text(result.read_text()[:-30])
+    code, text = asked(capsys, run)
+    assert code == 1
+    assert f"problem: result damaged\n  seen: {result}: cannot be read" in text
+    assert "the same train command writes it again, from the checkpoint of step 12" in text
+    for content in (result.read_text(), "{}", "[]"):
+        result.write_text(content)
+        assert main(["evaluate", str(run)]) == 2
+        assert f"vqkit: {result}: " in capsys.readouterr().err
+
+
+def test_train_writes_a_damaged_tokenizer_again(run, capsys):
+    """As the doctor says; the newest whole checkpoint may be an older one."""
+    weights = run / "tokenizer" / "model.safetensors"
+    content = weights.read_bytes()
+    for newest in ("whole", "damaged"):
+        weights.write_bytes(content[:-100])
+        if newest == "damaged":
+            (run / "step_00000012" / "trainer.json").unlink()
+        step = {"whole": 12, "damaged": 8}[newest]
+        remedy = f"the same train command writes it again, from the checkpoint of step {step}"
+        assert remedy in asked(capsys, run)[1]
+        assert main(["train", "--config", str(run / "config.json"), "--out", str(run)]) == 0
+        assert f"{weights}: " in capsys.readouterr().err
+        assert weights.read_bytes() == content
+        assert causes(run) == []
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "best"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqkit.cli.console import say, tell
 from vqkit.cli.options import Options, split_names
-from vqkit.cli.runs import kind_of, load, test_images, train_all
+from vqkit.cli.runs import kind_of, load, place_of, test_images, train_all
 from vqkit.config import DataConfig, RunConfig
 from vqkit.recipes import recipe
 
@@ -68,11 +68,13 @@ def compare_runs(
 
     others = {name: load(name) for name in names if name not in configs}
     known = [config for _, config in others.values()] + list(configs.values())
-    images = load_images(_common_images(known, data))  # before hours of training
+    held_out = _common_images(known, data)
+    images = load_images(held_out)  # before hours of training
     folders = train_all(list(configs.values()), out, fresh=fresh)
     trained = {name: load(str(folder)) for name, folder in zip(configs, folders, strict=True)}
     loaded = [(others | trained)[name][0] for name in dict.fromkeys(names)]
-    tell(f"measuring {len(loaded)} tokenizers on {len(images):,} images")
+    where = place_of(held_out)
+    tell(f"measuring {len(loaded)} tokenizers on {len(images):,} images of {where}")
     result = compare(_distinct(loaded, list(dict.fromkeys(names))), images, out, note=note)
     say(result.table)
     say(f"\ntable:   {result.table_path}\npicture: {result.picture_path}")

@@ -11,18 +11,21 @@ import ast
 import difflib
 import inspect
 import re
+import sys
 import textwrap
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from vqkit.config.core import dataclasses_in
 
 Values = dict[str, Any]
+_SYNONYMS: Final = {"learning_rate": "lr"}
+"""Names by which others know an option, which look unlike ours."""
 
 
 class Options:
@@ -144,7 +147,10 @@ class Options:
             if get_origin(hint) is dict
         )
         if not known:
-            near = difflib.get_close_matches(key, self._hints, n=1)
+            section, dot, last = key.rpartition(".")
+            ours = f".{section}{dot}{_SYNONYMS.get(last, last)}"
+            near = [name for name in self._hints if f".{name}".endswith(ours)]
+            near += difflib.get_close_matches(key, self._hints, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else "--help lists what there is"
             raise ValueError(f"{prefix}{key}: unknown option; {hint}")
 
@@ -214,10 +220,15 @@ def _named(hint: Any) -> str:
 
 
 def _field_notes(cls: type[Any]) -> dict[str, str]:
-    """Read the docstrings below the fields of a class, by field."""
+    """Read the docstrings below the fields of a class and of those it inherits from, by field."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
-    notes = {}
+    notes: dict[str, str] = {}
+    for base in body.bases:  # by name: at run time a TypedDict does not know what it was made of
+        named = base.id if isinstance(base, ast.Name) else ""
+        parent = vars(sys.modules[cls.__module__]).get(named)
+        if isinstance(parent, type) and parent.__module__.startswith("vqkit."):
+            notes |= _field_notes(parent)
     for item, note in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(item, ast.AnnAssign)

@@ -54,7 +54,7 @@ def load(name: str) -> tuple[Contestant, RunConfig | None]:
     """Load a finished run, or a tokenizer (folder or hub id), and the run's settings if any."""
     from vqkit.evaluation.comparison import Contestant
     from vqkit.models import ImageTokenizer
-    from vqkit.training import load_run
+    from vqkit.training import load_run, run_folder
 
     folder = Path(name).expanduser()
     if kind_of(folder) != "run":
@@ -63,8 +63,8 @@ def load(name: str) -> tuple[Contestant, RunConfig | None]:
     result = folder / "result.json"
     if not result.is_file():
         raise ValueError(f"run={folder}: is not finished; `vqkit train` with its settings goes on")
+    seconds = run_folder.parse_result(result)["seconds"]
     config, tokenizer = load_run(folder)
-    seconds = json.loads(result.read_text(encoding="utf-8"))["seconds"]
     return Contestant(name=config.name, tokenizer=tokenizer, train_seconds=seconds), config
 
 
@@ -82,6 +82,11 @@ def test_images(config: RunConfig | None, changes: dict[str, Any]) -> DataConfig
         )
     data: DataConfig = from_dict(DataConfig, values, "data.")
     return data
+
+
+def place_of(data: DataConfig) -> str:
+    """Say in a few words where images come from."""
+    return f"{data.source} {data.path}" if data.path else f"{data.source} ({data.split})"
 
 
 def train_all(configs: Sequence[RunConfig], out: Path, *, fresh: bool) -> list[Path]:

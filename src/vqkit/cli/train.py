@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from vqkit.cli.console import say, tell
+from vqkit.cli.console import say, tell, told_of
 from vqkit.cli.options import Options, Values, merged, one_name
 from vqkit.cli.runs import remove_run
 from vqkit.config import RunConfig, from_dict, to_dict
@@ -44,14 +44,18 @@ def run(words: Sequence[str]) -> None:
     main = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one cares and tells
     if fresh and main:
         remove_run(folder)
-    from vqkit.training import list_checkpoints, run_folder, train
+    from vqkit.training import list_checkpoints, run_folder, train, validation
 
     if main:
         run_folder.check_settings(folder, config, resume=True)
+        damage = run_folder.forget_damaged(folder)
+        if damage:
+            tell(f"{damage}; the tokenizer is written again")
     present = list_checkpoints(folder)
     if present and main:
         tell(f"{folder} holds this run up to {present[-1].name}; it goes on from there")
-    result = train(config, out=folder)
+    with told_of(validation.logger):
+        result = train(config, out=folder)
     if main:
         last = result.log[-1]
         say(f"trained {config.name}, {last['step']:,} steps, loss {last['loss']:.4g} → {folder}")
@@ -82,9 +86,18 @@ def _resolve(
     arguments: dict[str, Any] = {key: changes.pop(key) for key in own if key in changes}
     base = to_dict(function(**arguments)) if function is not None else {}
     values = merged(base, changes)
+    _name_source(values)
     _check_complete(RunConfig, values)
     config: RunConfig = from_dict(RunConfig, values)
     return config
+
+
+def _name_source(values: Values) -> None:
+    """Read images to validate on as those to train on, unless their source is named."""
+    held = (values.get("validation") or {}).get("data")
+    if isinstance(held, dict) and held.get("path"):
+        source = (values.get("data") or {}).get("source", "folder")
+        held.setdefault("source", "folder" if source == "photos" else source)
 
 
 def _check_complete(cls: type[Any], values: Values, where: str = "") -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vqkit.config import RunConfig, from_dict
-from vqkit.models import files
 from vqkit.training import run_folder
 from vqkit.training.causes import CAUSES, Finding, overfitted, stopped, watched
 from vqkit.training.checkpoint import list_checkpoints, verify_checkpoint
@@ -48,9 +47,10 @@ def diagnose(folder: Path | str) -> Diagnosis:
     lines, findings = _read_lines(folder)
     stop, unreadable = _read_stop(folder)
     findings += unreadable
-    whole, damaged = _checkpoints(folder)
-    findings += damaged
-    findings += [*_tokenizers(folder), *_disk(folder, stop)]
+    whole, reasons = _checkpoints(folder)
+    findings += [*_damaged(folder, whole, reasons), *_result(folder, whole)]
+    findings += [*_missing(folder, config, stop, lines), *_tokenizers(folder, whole)]
+    findings += _disk(folder, stop)
     sick = list(watched(config, lines)) + list(overfitted(lines))
     if stop is not None:
         findings = list(stopped(config, stop, lines, sick)) + findings
@@ -90,8 +90,8 @@ def _read_stop(folder: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
         return None, [Finding("record damaged", str(error), "look at the last lines of the log")]
 
 
-def _checkpoints(folder: Path) -> tuple[list[int], list[Finding]]:
-    """Return the steps of whole checkpoints, and the damaged ones."""
+def _checkpoints(folder: Path) -> tuple[list[int], list[str]]:
+    """Return the steps of whole checkpoints, and what is wrong with the damaged ones."""
     whole: list[int] = []
     reasons: list[str] = []
     for path in list_checkpoints(folder):
@@ -101,26 +101,77 @@ def _checkpoints(folder: Path) -> tuple[list[int], list[Finding]]:
         except ValueError as error:
             if path.exists():  # a run that goes on at this moment removes old ones
                 reasons.append(str(error))
+    return whole, reasons
+
+
+def _damaged(folder: Path, whole: list[int], reasons: list[str]) -> Iterator[Finding]:
+    """What damaged checkpoints mean: little for a finished run whose tokenizer is whole."""
     if not reasons:
-        return whole, []
-    remedy = (
-        f"nothing is to be done: the run goes on from step {whole[-1]:,}, the newest whole one"
-        if whole
-        else "none is whole: copy one from a backup, or train again in another folder"
-    )
-    return whole, [Finding("checkpoint damaged", "; ".join(reasons), remedy)]
+        return
+    finished = run_folder.read_result(folder) is not None
+    if finished and not run_folder.damage_of(folder / run_folder.TOKENIZER):
+        remedy = "nothing is to be done: the run is finished, and tokenizer/ is whole; "
+        remedy += (
+            f"a longer run would go on from step {whole[-1]:,}"
+            if whole
+            else "only a longer run needs a checkpoint, from a backup"
+        )
+    elif whole:
+        remedy = f"nothing is to be done: the run goes on from step {whole[-1]:,}, the newest "
+        remedy += "whole one"
+    else:
+        remedy = "none is whole: copy one from a backup, or train again in another folder"
+    yield Finding("checkpoint damaged", "; ".join(reasons), remedy)
 
 
-def _tokenizers(folder: Path) -> Iterator[Finding]:
+def _result(folder: Path, whole: list[int]) -> Iterator[Finding]:
+    path = folder / run_folder.RESULT
+    try:
+        if path.exists():
+            run_folder.parse_result(path)
+    except ValueError as error:
+        seen = str(error).rpartition("; ")[0]
+        yield Finding("result damaged", seen, _again(whole, "tokenizer/ can still be loaded"))
+
+
+def _missing(
+    folder: Path,
+    config: RunConfig,
+    stop: dict[str, Any] | None,
+    lines: list[dict[str, Any]],
+) -> Iterator[Finding]:
+    """Steps were done, and neither a checkpoint nor a tokenizer holds them."""
+    if list_checkpoints(folder) or (folder / run_folder.TOKENIZER).is_dir():
+        return
+    if stop is not None and stop["kind"] != "signal":
+        return  # it tells why there is none
+    done = max(line["step"] for line in lines) if lines else 0
+    finished = (folder / run_folder.RESULT).exists()
+    saved = stop is not None and stop["step"] > 0  # before it stopped
+    if finished or saved or done >= config.log.checkpoint_every:
+        best = " (best/ is there, the tokenizer of the best validation)"
+        yield Finding(
+            "weights missing",
+            f"{folder}: {done:,} steps are logged, but no checkpoint step_... and no tokenizer/ "
+            f"is there{best if (folder / BEST).is_dir() else ''}",
+            "copy them from a backup; without one the same train command begins at step 0",
+        )
+
+
+def _again(whole: list[int], otherwise: str) -> str:
+    """Remedy for what the end of a run writes."""
+    if whole:
+        return f"the same train command writes it again, from the checkpoint of step {whole[-1]:,}"
+    return f"copy it from a backup; {otherwise}"
+
+
+def _tokenizers(folder: Path, whole: list[int]) -> Iterator[Finding]:
     for name in (run_folder.TOKENIZER, BEST):
         path = folder / name
-        if not path.is_dir():
-            continue
-        try:
-            files.read_weights(path, files.read_config(path))
-        except (ValueError, OSError) as error:
-            remedy = "copy it from a backup; a checkpoint is a tokenizer too"
-            yield Finding("tokenizer damaged", str(error), remedy)
+        damage = run_folder.damage_of(path) if path.is_dir() else ""
+        if damage:
+            remedy = _again(whole if name != BEST else [], "a checkpoint is a tokenizer too")
+            yield Finding("tokenizer damaged", damage, remedy)
 
 
 def _disk(folder: Path, stop: dict[str, Any] | None) -> Iterator[Finding]:

@@ -66,7 +66,7 @@ def check(run: Run, batch: Batch, report: StepReport) -> None:
     if report.problem:
         kind: Kind = "not_finite"
         step, problem = run.step + 1, report.problem
-        left = " and the last checkpoint is good"
+        left = " and the last checkpoint is good" if run.saved else "; no checkpoint exists yet"
     else:
         error = run.trainer.mean_over_processes({"mse": report.losses["mse"]})["mse"]
         if not run.explosion.look(error):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vqkit.config import RunConfig, from_dict, to_dict
 from vqkit.models import ImageTokenizer
-from vqkit.models.files import read_config, sha256_of, write_whole
+from vqkit.models.files import read_config, read_weights, sha256_of, write_whole
 from vqkit.models.settings import (
     Presets,
     config_from_values,
@@ -35,6 +35,7 @@ from vqkit.training.checkpoint import (
     checkpoint_folder,
     list_checkpoints,
     newest_checkpoint,
+    verify_checkpoint,
 )
 from vqkit.training.folders import whole_folder
 
@@ -42,6 +43,7 @@ SETTINGS: Final = "config.json"
 RESULT: Final = "result.json"
 TOKENIZER: Final = "tokenizer"
 _PLACES: Final = ("path", "files", "workers")
+_WRITTEN_AGAIN: Final = "the same `vqkit train` command writes it again from the last checkpoint"
 FREE: Final = (
     "log.",
     *(f"{data}.{name}:" for data in ("data", "validation.data") for name in _PLACES),
@@ -110,9 +112,10 @@ def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
     free = (*FREE, "optim.num_steps:") if longer else FREE
     differences = [d for d in differences if not d.startswith(free)]
     if differences:
+        hint = "; to lengthen a run, add --optim.num_steps N to its own command" if longer else ""
         raise ValueError(
             f"out={folder}: holds a run with other settings ({'; '.join(differences)}); use those, "
-            "choose another folder, or delete this one (vqkit train --fresh)"
+            f"choose another folder, or delete this one (vqkit train --fresh){hint}"
         )
 
 
@@ -128,10 +131,42 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not path.exists() or not (folder / TOKENIZER).is_dir():
         return None
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return parse_result(path)
     except ValueError:
         return None  # it is written again from the last checkpoint
+
+
+def parse_result(path: Path) -> dict[str, Any]:
+    """Return the record in the file `path`; `ValueError` naming it if it is damaged."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        named = {"steps", "seconds"} <= result.keys()
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {_WRITTEN_AGAIN}") from error
+    if not named:
+        raise ValueError(f"{path}: names no steps and seconds; {_WRITTEN_AGAIN}")
     return result
+
+
+def forget_damaged(folder: Path) -> str:
+    """Mark a finished run as unfinished if its tokenizer is damaged and a checkpoint is whole.
+
+    To train on writes the tokenizer again. Returns what is damaged, "" if nothing is done.
+    """
+    damage = damage_of(folder / TOKENIZER) if read_result(folder) is not None else ""
+    if not damage or not any(_is_whole(path) for path in reversed(list_checkpoints(folder))):
+        return ""
+    forget_result(folder)
+    return damage
+
+
+def damage_of(tokenizer: Path) -> str:
+    """Return what is wrong with a saved tokenizer, "" if every byte is as it was written."""
+    try:
+        read_weights(tokenizer, read_config(tokenizer))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def forget_result(folder: Path) -> None:
@@ -185,6 +220,14 @@ def load_run(
     if snapshot.average is not None:
         tokenizer.load_state_dict({**snapshot.model, **snapshot.average})
     return config, tokenizer
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        verify_checkpoint(checkpoint)
+    except ValueError:
+        return False
+    return True
 
 
 def _describe(value: Any) -> Any:

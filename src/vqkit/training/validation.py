@@ -101,7 +101,9 @@ class Validator:
         if joined is None:
             return None
         if ranks.rank() == 0:
-            self._keep_best(tokenizer, step, joined)
+            kept = self._keep_best(tokenizer, step, joined)
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in joined.items())
+            logger.info("step %d: validation %s%s", step, numbers, "; the best so far" * kept)
         return {f"validation/{name}": value for name, value in joined.items()}
 
     def _measure(self, tokenizer: ImageTokenizer, sums: _Sums, stop: Callable[[], bool]) -> None:
@@ -144,15 +146,15 @@ class Validator:
         except OSError as error:
             logger.warning("step %d: no picture of the validation (%s)", step, error)
 
-    def _keep_best(self, tokenizer: ImageTokenizer, step: int, found: Mapping[str, float]) -> None:
+    def _keep_best(self, tokenizer: ImageTokenizer, step: int, found: Mapping[str, float]) -> bool:
         """Save the tokenizer if no earlier one has a better score; equal ones stay."""
         metric = self.config.keep_best
         if metric == "none":
-            return
+            return False
         score = found[metric]
         sign = 1 if metric == "psnr" else -1
         if self.best is not None and sign * score <= sign * self.best["score"]:
-            return
+            return False
         best = {"step": step, "metric": metric, "score": score}
         record = {
             **best,
@@ -166,8 +168,9 @@ class Validator:
                 write_whole(part / RECORD, (json.dumps(record, indent=2) + "\n").encode())
         except OSError as error:
             logger.warning("step %d: the best tokenizer could not be kept (%s)", step, error)
-            return
+            return False
         self.best = best
+        return True
 
 
 class _Sums:
