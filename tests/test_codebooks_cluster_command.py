@@ -310,6 +310,7 @@ def start(folder, out, *words, saves=0):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_gives_the_same_bytes(folder, tmp_path, capsys, monkeypatch):
     """SIGKILL within the save of an iteration; the same command then begins behind the former."""
     run("cluster", folder, *KILLED, "--out", tmp_path / "expected")

@@ -53,6 +53,7 @@ def finish(process):
     return process.returncode, error
 
 
+@pytest.mark.slow
 def test_killed_outright(tmp_path):
     """SIGKILL where a file is about to get its name, at a place drawn at random."""
     run("pixels", tmp_path / "whole")
@@ -108,6 +109,7 @@ def test_killed_at_any_moment_twenty_times(tmp_path):
             assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes_and_share_errors(tmp_path):
     """Both start once, as torchrun would, for a command and three extractions after it."""
     run("pixels", tmp_path / "whole")

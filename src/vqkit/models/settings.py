@@ -186,8 +186,8 @@ def _tensor_of(setting: str, value: Any) -> Any:
 def _tensor_in_file(setting: str, name: Any, sha256: str | None = None) -> Tensor:
     path = Path(name).expanduser()
     wanted = (
-        "name a safetensors file of features (K, F), such as `vqkit codebook cluster` writes (option "
-        "--codebook of the recipes)"
+        "name a safetensors file of features (K, F), such as `vqkit codebook cluster` writes "
+        "(option --codebook of the recipes)"
     )
     require(not path.is_dir(), setting, f"is a folder; {wanted}")
     require(path.is_file(), setting, f"no such file; {wanted}")
