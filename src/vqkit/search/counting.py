@@ -39,8 +39,10 @@ def code_counts_and_sums(vectors: Tensor, ids: Tensor, num_codes: int) -> tuple[
     _require_in_range(ids, num_codes)
     vectors, dim = vectors.detach(), vectors.shape[-1]
     groups = ids.shape[:-1].numel()
-    offsets = torch.arange(groups, device=ids.device)[:, None] * num_codes
-    flat = (ids.reshape(groups, ids.shape[-1]) + offsets).flatten()
+    flat = ids.reshape(groups, ids.shape[-1])
+    if groups > 1:
+        flat = flat + torch.arange(groups, device=ids.device)[:, None] * num_codes
+    flat = flat.flatten()
     counts = _counts(flat, groups * num_codes)
     sums = _sums(vectors.flatten(0, -2), flat, counts)
     shape = (*ids.shape[:-1], num_codes)
