@@ -221,7 +221,8 @@ def test_a_worker_that_cannot_start_says_so(folder, monkeypatch, capfd):
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from pathlib import Path
 from vqkit.config import DataConfig
 from vqkit.data import decoder_pool

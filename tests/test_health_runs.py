@@ -129,7 +129,12 @@ def test_a_discriminator_that_does_not_learn_is_blind(images, tmp_path):
 # ------------------------------------------------------------------- in good health
 
 FAST = ("photos_looc", "photos_fsq")
-HEALTHY = [name for name in RECIPES if name.startswith("photos_") and "vqgan" not in name]
+# VQGAN-LC as published leaves most codes behind in so few steps, and is told so.
+HEALTHY = [
+    name
+    for name in RECIPES
+    if name.startswith("photos_") and "vqgan" not in name and name != "photos_lc"
+]
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,18 @@ def first_copies(codes: Tensor) -> Tensor | None:
     dtype = wide(codes.device)
     weights = torch.arange(1, dim + 1, dtype=dtype, device=codes.device).sqrt_()
     step = max(1, CHUNK_ELEMENTS // dim)
-    key = torch.cat([fold_sum(part.to(dtype) * weights) for part in codes.split(step)])
+    # Into one tensor: small results among large temporary ones would scatter the heap.
+    key = torch.empty(num_codes, dtype=dtype, device=codes.device)
+    for here, part in zip(key.split(step), codes.split(step), strict=True):
+        here.copy_(fold_sum(part.to(dtype) * weights))
     key, order = key.sort(stable=True)
     twin = (key[1:] == key[:-1]).nonzero()[:, 0]
     if twin.numel() == 0:
         return None
     pairs = zip(order[twin].split(step), order[twin + 1].split(step), strict=True)
-    same = torch.cat([(codes[a] == codes[b]).all(-1) for a, b in pairs])
-    if not bool(same.all()):  # different codes with one key, which may stand between copies
+    if not all(
+        torch.equal(codes[a], codes[b]) for a, b in pairs
+    ):  # different codes with one key, which may stand between copies
         _, group = torch.unique(codes, dim=0, return_inverse=True)
     else:
         starts = torch.ones(num_codes, dtype=torch.int64, device=codes.device)
