@@ -75,7 +75,7 @@ def nearest_k(vectors: Tensor, codes: Tensor, k: int, metric: Metric, *, bf16: b
     if not len(vectors):
         return ids
     with torch.autocast(vectors.device.type, enabled=False):
-        search = _Search(Judge(codes, metric), k, bf16)
+        search = _Search(Judge(codes, metric), k, bf16, len(vectors))
         step = search.block_rows()
         first = min(FIRST, step) if bf16 else step
         for start, stop in pairwise([0, *range(first, len(vectors), step), len(vectors)]):
@@ -100,8 +100,8 @@ def _lost(vectors: Tensor, pairs: Pairs) -> list[int]:
 class _Search:
     """One search; what it learns about the codes on the way changes its speed, never an id."""
 
-    def __init__(self, judge: Judge, k: int, bf16: bool) -> None:
-        self.judge, self.k, self.bf16 = judge, k, bf16
+    def __init__(self, judge: Judge, k: int, bf16: bool, num_vectors: int) -> None:
+        self.judge, self.k, self.bf16, self.num_vectors = judge, k, bf16, num_vectors
         self.kept: Tensor | None = None
         """The ids that are searched; None: all."""
         # Plain functions: bound ones would tie this object into a cycle that outlives the search.
@@ -125,7 +125,7 @@ class _Search:
         by_scores = self.scores // self.screen.width
         if self._members() == 1:  # then every score is a maximum, with a bound of its own
             by_scores //= 8
-        return max(1, min(by_scores, PAIRS // (ROOM * self.k), fitting))
+        return max(1, min(by_scores, PAIRS // (ROOM * self.k), fitting, self.num_vectors))
 
     def _members(self) -> int:
         """Choose how large groups are: few for each of the k bound the k-th best too loosely."""
@@ -161,7 +161,7 @@ class _Search:
         running = Running(screen, coefficients) if close else None
         common = torch.zeros_like(coefficients[:, :1])
         best = torch.full((len(vectors), k), -torch.inf, dtype=torch.float32, device=vectors.device)
-        pairs, seen = Pairs.none(vectors.device), 0
+        found, held, seen = [Pairs.none(vectors.device)], 0, 0
         members = self._members()
         for start in range(0, screen.num_rows, screen.width):
             scores, across, along = screen.grouped(screen.scores(factors, start), members)
@@ -185,23 +185,28 @@ class _Search:
                 score = inside[hit, member].to(torch.float32)
                 score += screen.spread(score, own[hit])
                 code = screen.code_at[start + member * across + group[hit] * along]
-                pairs = Pairs.join([pairs, Pairs(row[hit], code, score)])
-                seen += len(hit)
-                if len(pairs.row) > PAIRS:
-                    pairs = pairs.where(pairs.score >= floor[pairs.row, 0])
+                # Joined once there are many: lists that grow step by step scatter the heap.
+                found.append(Pairs(row[hit], code, score))
+                held, seen = held + len(hit), seen + len(hit)
+                if held > PAIRS:
                     if self.steps and seen > MANY * k * len(vectors):
                         screen.learn(best[:, :1], factors)
                         return None
-                    pairs = self._sieved(pairs, vectors)
-                if len(pairs.row) > PAIRS:
-                    pairs = pairs.best_k(vectors, self.judge, k)
+                    found = [self._thinned(Pairs.join(found), floor, vectors)]
+                    held = len(found[0].row)
         screen.learn(best[:, :1], factors)
         if self.steps and seen > max(MANY * k * len(vectors), PAIRS // ROOM):
             return None
         self.crowded = self.bf16 and k == 1 and (self.crowded or seen > CROWD * len(vectors))
+        pairs = Pairs.join(found)
         if screen.width < screen.num_rows:
             pairs = pairs.where(pairs.score >= best[pairs.row, -1])
         return self._sieved(pairs, vectors)
+
+    def _thinned(self, pairs: Pairs, floor: Tensor, vectors: Tensor) -> Pairs:
+        """Drop what can no longer win; where almost all codes tie, decide."""
+        pairs = self._sieved(pairs.where(pairs.score >= floor[pairs.row, 0]), vectors)
+        return pairs.best_k(vectors, self.judge, self.k) if len(pairs.row) > PAIRS else pairs
 
     def _sieved(self, pairs: Pairs, vectors: Tensor) -> Pairs:
         """Drop pairs that distances in float32 rule out, if this is a search for one code.

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vqkit.search.inputs import Metric
 
-CHUNK_ELEMENTS = 2**19
-"""Elements of one temporary (4 MiB in float64)."""
+CHUNK_ELEMENTS = 2**18
+"""Elements of one temporary (2 MiB in float64)."""
 FLOAT32, TF32, BF16 = 2.0**-24, 2.0**-11, 1.01 * 2.0**-8
 """Relative errors of rounding to nearest; in bf16 of a number seen after it was rounded."""
 PRODUCT_ERROR = {"bf16": 2.1 * BF16, "tf32": 2.1 * TF32, "ieee": 0.0}
@@ -98,15 +98,13 @@ def first_copies(codes: Tensor) -> Tensor | None:
     if twin.numel() == 0:
         return None
     pairs = zip(order[twin].split(step), order[twin + 1].split(step), strict=True)
-    if not all(
-        torch.equal(codes[a], codes[b]) for a, b in pairs
-    ):  # different codes with one key, which may stand between copies
-        _, group = torch.unique(codes, dim=0, return_inverse=True)
-    else:
+    if all(torch.equal(codes[a], codes[b]) for a, b in pairs):
         starts = torch.ones(num_codes, dtype=torch.int64, device=codes.device)
         starts[twin + 1] = 0
         group = torch.empty_like(order)
         group[order] = starts.cumsum(0) - 1
+    else:  # different codes with one key, which may stand between copies
+        _, group = torch.unique(codes, dim=0, return_inverse=True)
     every = torch.arange(num_codes, device=codes.device)
     first = torch.full_like(every, num_codes).scatter_reduce_(0, group, every, "amin")[group]
     return None if torch.equal(first, every) else first

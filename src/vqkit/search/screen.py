@@ -15,14 +15,12 @@ Legend: n vectors of a block, w codes of a block, K' codes padded to whole group
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from vqkit.search.candidates import Judge
 from vqkit.search.exact import BF16, FLOAT32, power_of_two, product_error
-from vqkit.search.tables import Frame, near_one, unit_length
+from vqkit.search.tables import Frame, near_one
 
 MEMBERS = (32, 16, 8, 4, 2, 1)
 """Codes of a group, whose maximum is taken at once; candidates are sought in groups that reach the
@@ -30,7 +28,7 @@ best. In bf16 the first that pads the codes by an eighth at most."""
 GROUPS = 64
 """In bf16 a block has a multiple of as many groups, and the members of a group lie that far apart:
 maxima are then taken over whole registers. In float32 neighbours are as fast for any number."""
-ELEMENTS, HELD = 2**19, 2**22
+ELEMENTS, HELD = 2**18, 2**22
 """Elements of codes that are prepared at a time, and that float32 holds (16 MiB)."""
 LOWEST = -3.0e38
 """Bias of rows of padding: no score reaches it."""
@@ -56,7 +54,7 @@ class Screen:
         self.width = min(width, self.num_rows)
         self._share, self.all_short = 0.0, False
         self._bounds: dict[tuple[int, int], Tensor] = {}
-        self._set_frame(judge.frame if kept is None else self._own_frame(ids))
+        self._set_frame(judge.frame if kept is None else judge.frame.around(judge.codes, ids))
         self._arrange(ids)
         self._fill()
 
@@ -65,16 +63,6 @@ class Screen:
         shift = (frame.centre.to(self.judge.centre.dtype) - self.judge.centre).norm()
         self.shift = (shift * (1.0 if frame.scale is None else frame.scale)).float()
         """How far the frame has moved from the judge's."""
-
-    def _own_frame(self, ids: Tensor) -> Frame:
-        """Subtract the mean of the codes that are kept."""
-        judge, step = self.judge, self._rows_at_once()
-        centre = torch.zeros_like(judge.centre)
-        for part in ids.split(step):
-            rows = judge.codes[part].to(centre.dtype)
-            centre += (unit_length(rows) if judge.metric == "cosine" else rows).sum(0)
-        centre = (centre / len(ids)).to(judge.frame.centre.dtype)
-        return replace(judge.frame, centre=centre)
 
     def _rows_at_once(self) -> int:
         return max(1, ELEMENTS // self.judge.codes.shape[1])
@@ -86,7 +74,7 @@ class Screen:
             middle = lengths.median()
             if bool(lengths.max() > FAR * middle):
                 # Codes far away drag the mean with them: the others get a frame of their own.
-                self._set_frame(self._own_frame(ids[lengths <= middle]))
+                self._set_frame(self.judge.frame.around(self.judge.codes, ids[lengths <= middle]))
                 lengths = self._lengths(ids)
             ids = ids[lengths.argsort()]
         self.code_at = torch.nn.functional.pad(ids, (0, self.num_rows - len(ids)), value=-1)
@@ -158,6 +146,8 @@ class Screen:
         self._scores = torch.empty(count * self.width, dtype=kind, device=device)
         columns = dim + (COLUMNS if self.bf16 else 1)
         self._factors = torch.empty(count, columns, dtype=kind, device=device)
+        rows = 0 if len(self.table) else self.width
+        self._block = torch.empty(rows, dim + 1, dtype=torch.float32, device=device)
 
     def factors(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Prepare vectors (n, D): the left factor, and the coefficients (n, 5) of `slack`.
@@ -277,7 +267,11 @@ class Screen:
         scores = self._scores[: shape[0] * shape[1]].view(shape)
         if len(self.table):
             return torch.mm(factors, self.table[here].T, out=scores)
-        rows = torch.cat([self._rows(here), self.bias[here, None]], 1)
+        rows = self._block[: shape[1]]
+        step = self._rows_at_once()
+        for part, first in zip(rows.split(step), range(start, here.stop, step), strict=True):
+            part[:, :-1] = self._rows(slice(first, first + len(part)))
+        rows[:, -1] = self.bias[here]
         return torch.mm(factors, rows.T, out=scores)
 
     def grouped(self, scores: Tensor, members: int) -> tuple[Tensor, int, int]:

@@ -10,7 +10,7 @@ squares would leave the range of float32 are multiplied by a power of two, vecto
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,14 @@ class Frame:
                 centre += (unit_length(wider) if metric == "cosine" else wider).sum(0)
             centre = (centre / len(codes)).to(dtype)
         return cls(metric, centre, scale if scaled and metric != "cosine" else None)
+
+    def around(self, codes: Tensor, ids: Tensor) -> Frame:
+        """Return this frame around the mean of those of codes (K, D) that `ids` name."""
+        centre = torch.zeros(codes.shape[1], dtype=wide(codes.device), device=codes.device)
+        for part in ids.split(_step(codes)):
+            rows = codes[part].to(centre.dtype)
+            centre += (unit_length(rows) if self.metric == "cosine" else rows).sum(0)
+        return replace(self, centre=(centre / len(ids)).to(self.centre.dtype))
 
     def table(self, codes: Tensor, *, columns: int = 0, multiple: int = 1) -> Tensor:
         """Prepare codes (K, D) as float32 rows, and leave room.
