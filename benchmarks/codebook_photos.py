@@ -29,9 +29,13 @@ from vqkit.models import ImageTokenizer
 from vqkit.recipes import recipe
 from vqkit.training import train
 
+ALIGN = 0.99
+POOL = 400_000
+"""Features that codes may be chosen from, drawn at random."""
 ROWS: dict[str, dict[str, Any]] = {
     "vqgan_lc": {"recipe": "photos_lc"},
-    "vqgan_lc, aligned": {"recipe": "photos_lc", "align": 0.9},
+    "vqgan_lc, aligned": {"recipe": "photos_lc", "align": ALIGN},
+    "vqgan_lc, reselected": {"recipe": "photos_lc", "align": ALIGN, "pool": "pool"},
     "vqgan_fc": {"recipe": "photos_lc_fc"},
     "vq_ema": {"recipe": "photos_lc_ema"},
 }
@@ -53,7 +57,17 @@ finished tokenizer; *of uniform draws*: what as many uniform draws would reach. 
 the tokens of the last whole epoch of training crops, while codes and networks still moved. PSNR and
 SSIM are those of the held-out photographs. *Aligned* is no part of the paper: after every step the
 projector is moved so that the projected codes have the mean and covariance of the vectors.
+*Reselected* besides: codes that are not drawn become other features of a pool of 400,000
+(`vqkit.quantizers.Align`, `Reselect`).
 """
+
+
+def pool(given: argparse.Namespace) -> Path:
+    """Return the file of features that codes may be chosen from."""
+    file: Path = given.work / f"pool_{POOL}.safetensors"
+    features = given.work / "features"
+    cluster_into(file, features, min(POOL, given.pool), method="select")
+    return file
 
 
 def codebook(given: argparse.Namespace, num_codes: int) -> tuple[Path, str]:
@@ -77,6 +91,8 @@ def config_of(given: argparse.Namespace, name: str, file: Path, num_codes: int) 
     """Return the settings of one row."""
     options = dict(ROWS[name])
     make = recipe(options.pop("recipe"))
+    if "pool" in options:
+        options["pool"] = str(pool(given))
     of_codes = {"codebook": str(file)} if "lc" in name else {"num_codes": num_codes}
     config = make(
         path=str(given.train),
@@ -155,6 +171,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--feature-dim", type=int, default=16)
+    parser.add_argument("--pool", type=int, default=POOL, help="features of the pool at most")
     parser.add_argument("--iterations", type=int, default=5)
     given = parser.parse_args()
     page = Page("Codebooks from pretrained features, on photographs", ABOUT)

@@ -50,18 +50,18 @@ def test_all_four_differ_in_the_codebook_alone():
 
 def test_the_recipe_is_the_small_network_without_a_discriminator():
     config = recipe("photos_lc")(path="mine")
-    assert (config.network.stride, config.adversarial) == (8, None)
+    assert (config.network.stride, config.adversarial) == (4, None)
     assert config.objective.reconstruction == "l1"
     assert config.data == DataConfig(
         source="folder", path="mine", crop="random", crop_size=128, flip=True
     )
-    assert (config.optim.num_steps, config.optim.batch_size, config.optim.lr) == (1000, 8, 3e-4)
+    assert (config.optim.num_steps, config.optim.batch_size, config.optim.lr) == (1000, 8, 1e-3)
     assert recipe("photos_lc")(name="other", size=64).data.crop_size == 64
     assert recipe("photos_lc")(name="other").name == "other"
 
 
 def test_baselines_take_codes_and_dim():
-    for name, dim in (("photos_lc_fc", 8), ("photos_lc_ema", 8), ("photos_lc_vq", 128)):
+    for name, dim in (("photos_lc_fc", 8), ("photos_lc_ema", 8), ("photos_lc_vq", 64)):
         args = recipe(name)().quantizer.args
         assert (args["num_codes"], args["dim"], args["in_channels"]) == (16_384, dim, None)
         quantizer = quantizer_of(recipe(name)(num_codes=32, dim=5))

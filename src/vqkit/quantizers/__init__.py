@@ -41,6 +41,7 @@ from .presets import (
 )
 from .quantizer import Quantizer, VectorQuantizer
 from .records import Assigned, Quantized, Slot
+from .selection import Reselect
 from .terms import (
     BitEntropy,
     CategoricalEntropy,
@@ -79,6 +80,7 @@ __all__ = [
     "Quantizer",
     "QuantizerDescription",
     "RefinedCodebook",
+    "Reselect",
     "Residual",
     "ScalarLattice",
     "SharedSegments",

@@ -10,8 +10,6 @@ Legend: G groups, N vectors, K codes, D dim, F numbers of a feature.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +71,8 @@ class Align(UpdateRule):
         self.register_buffer("covariance", torch.zeros(dim, dim, dtype=kind))
         self._moments: tuple[Tensor, Tensor] | None = None
         """Mean (F,) and covariance (F, F) of the features, once they are known."""
+        self._moments_of: tuple[int, int] | None = None
+        """Place and version of those features: whatever writes them makes another version."""
 
     def check(self, codebook: Codebook) -> None:
         """Raise `ValueError` unless there are frozen features behind a linear projector."""
@@ -133,14 +133,15 @@ class Align(UpdateRule):
         return sound
 
     def _features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean (F,) and covariance (F, F) of the features (K, F), which never change."""
-        if self._moments is None or self._moments[0].device != features.device:
+        """Return mean (F,) and covariance (F, F) of the features (K, F), which seldom change."""
+        features_now = features.data_ptr(), features._version
+        if self._moments is None or self._moments_of != features_now:
             centre = features.mean(0, dtype=self.mean.dtype)
             spread = centre.new_zeros(len(centre), len(centre))
             for part in features.split(ROWS):
                 away = part.to(centre.dtype) - centre
                 spread += away.T @ away
-            self._moments = centre, spread / len(features)
+            self._moments, self._moments_of = (centre, spread / len(features)), features_now
         return self._moments
 
     def forget(self) -> None:
@@ -151,10 +152,6 @@ class Align(UpdateRule):
     def summary(self) -> str:
         """Name the rule."""
         return "aligned with the vectors"
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._moments = None  # the features may be loaded as well
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 def transport(source: Tensor, target: Tensor) -> Tensor:

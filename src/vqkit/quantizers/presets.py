@@ -32,6 +32,7 @@ from .joining import Reduction
 from .lattice import BinaryLattice, ScalarLattice
 from .quantizer import VectorQuantizer
 from .refiners import transformer_refiner
+from .selection import Reselect
 from .tables import RowLinear
 from .terms import (
     BitEntropy,
@@ -285,11 +286,14 @@ def vqgan_lc(
     commitment: float = 0.1,
     codebook: float = 0.033,
     align: float | None = None,
+    pool: Tensor | None = None,
+    patience: float = 8.0,
     in_channels: int | None = 256,
 ) -> GridQuantizer:
     """VQGAN-LC: clustered features (K, F) of a vision encoder behind a projector
     (arXiv:2406.11837, eq. 3; Table 9 varies `frozen` and `projector`, Table 10 `dim`: 8).
-    `align`, a decay such as 0.9, keeps all codes where the vectors are (`Align`; not the paper)."""
+    Not the paper: `align`, a decay such as 0.9, keeps all codes where the vectors are (`Align`);
+    codes that are not drawn become other features of a `pool` (M, F) (`Reselect`)."""
     width = features.shape[-1]
     head: nn.Module = nn.Identity()
     if projector:
@@ -299,7 +303,8 @@ def vqgan_lc(
     elif dim not in (None, width):
         raise ValueError(f"dim={dim} with projector=False: features have {width}; leave dim out")
     book = ProjectedCodebook(features, head, width, frozen=frozen)
-    rules = () if align is None else (Align(book, decay=align),)
+    rules: list[UpdateRule] = [] if align is None else [Align(book, decay=align)]
+    rules += [] if pool is None else [Reselect(book, pool, patience=patience)]
     terms = _paid(codebook, commitment)
     quantizer = VectorQuantizer(book, Nearest(metric), terms=terms, rules=rules)
     return GridQuantizer(quantizer, in_channels=in_channels)
