@@ -42,7 +42,9 @@ def package_name(requirement):
 
 def test_wheel_holds_the_package_and_no_tests(wheel):
     names = set(wheel.namelist())
-    sources = {path.relative_to(ROOT / "src") for path in (ROOT / "src/vqkit").rglob("*.py")}
+    kinds = ("py", "json", "html", "css", "js")
+    package = [path for kind in kinds for path in (ROOT / "src/vqkit").rglob(f"*.{kind}")]
+    sources = {path.relative_to(ROOT / "src") for path in package}
     assert {path.as_posix() for path in sources} <= names
     assert "vqkit/py.typed" in names
     assert any(re.fullmatch(r"vqkit-.*\.dist-info/licenses/LICENSE", name) for name in names)
