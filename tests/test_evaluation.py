@@ -13,9 +13,9 @@ from vqkit.config import DataConfig, NetworkConfig, QuantizerConfig
 from vqkit.data import load_images
 from vqkit.data.share import Share
 from vqkit.evaluation import Evaluation, evaluate
-from vqkit.evaluation.evaluator import evaluating
 from vqkit.metrics import DEFAULT, psnr, ssim, to_bytes
 from vqkit.models import ImageTokenizer, TokenizerConfig
+from vqkit.models.tokenizer import evaluation_mode
 
 SIZES = [(16, 20), (16, 20), (13, 17), (9, 12), (16, 20)]  # one is below SSIM's window
 
@@ -200,7 +200,7 @@ def test_the_mode_comes_back_after_an_error():
     modes = []
 
     def fail():
-        with evaluating(tokenizer):
+        with evaluation_mode(tokenizer):
             modes.append(tokenizer.quantizer.training)
             raise KeyError
 
@@ -288,5 +288,6 @@ def evaluate_share(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_measure_one_set(images, tmp_path):
     torch.multiprocessing.spawn(evaluate_share, args=(tmp_path,), nprocs=2)

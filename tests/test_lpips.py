@@ -21,7 +21,7 @@ ALEX = [(4, 2), TAP, "pool", (1, 2), TAP, "pool", CONV, TAP, CONV, TAP, CONV, TA
 LAYERS = {"vgg": (VGG, (2, 2)), "alex": (ALEX, (3, 2))}
 
 
-@pytest.fixture(scope="module", params=["vgg", "alex"])
+@pytest.fixture(scope="module", params=[pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 def lpips(request):
     return LPIPS.random(request.param, seed=1)
 

@@ -30,8 +30,25 @@ CHANGED = {
     "reference": "abc",
     "num_images": 3,
     "tile": 512,
+    "colour": "rgb",
+    "originals": "torch",
+    "stretch": "image",
+    "jpeg": 75,
+    "psnr_colour": "luma",
+    "psnr_epsilon": 1e-8,
+    "errors": "outputs",
+    "ssim_kernel": "uniform",
+    "ssim_colour": "grey",
+    "ssim_shrink": 256,
+    "lpips": "vgg",
+    "lpips_input": "clamped",
+    "fid_resize": "clean",
+    "fid_reference": "files",
+    "fid_rounding": "truncate",
+    "measures": "{}",
 }
-ONLY_ONE_CHOICE = {"pixel_range", "colour", "crop", "average", "ssim_region"}
+ONLY_ONE_CHOICE = {"pixel_range", "crop", "ssim_region"}
+TOGETHER = {"halo": {"tile": 512, "halo": 64}, "average": {"average": "batches", "batch": 64}}
 
 
 def pictures(*shape, seed=0, noise=12):
@@ -54,11 +71,13 @@ def test_protocol_id_is_stable():
 
 
 def test_every_field_changes_the_protocol_id():
-    known = CHANGED.keys() | ONLY_ONE_CHOICE | {"halo"}  # which needs tiles
+    known = CHANGED.keys() | ONLY_ONE_CHOICE | TOGETHER.keys() | {"batch"}
     assert known == {field.name for field in fields(Protocol)}
     ids = {replace(DEFAULT, **{name: value}).id for name, value in CHANGED.items()}
-    ids |= {replace(DEFAULT, tile=512, halo=halo).id for halo in (0, 64)}
-    assert len(ids | {DEFAULT.id}) == len(CHANGED) + 3
+    ids |= {replace(DEFAULT, **values).id for values in TOGETHER.values()}
+    ids.add(replace(DEFAULT, tile=512, halo=0).id)
+    ids.add(replace(DEFAULT, average="batches", batch=32).id)
+    assert len(ids | {DEFAULT.id}) == len(CHANGED) + 5
     assert replace(DEFAULT, name="mine").id.startswith("mine:")
     assert DEFAULT.on("abc", 3).id == replace(DEFAULT, reference="abc", num_images=3).id
 
@@ -67,6 +86,18 @@ def test_every_field_changes_the_protocol_id():
     "change",
     [
         *({name: "other"} for name in sorted(ONLY_ONE_CHOICE)),
+        *(
+            {name: "other"}
+            for name, value in CHANGED.items()
+            if isinstance(value, str) and name not in ("name", "reference", "measures")
+        ),
+        {"average": "other"},
+        {"batch": 64},
+        {"batch": 0, "average": "batches"},
+        {"jpeg": 96},
+        {"jpeg": 75, "rounding": "none"},
+        {"psnr_epsilon": -1.0},
+        {"ssim_shrink": 0},
         {"rounding": "up"},
         {"name": ""},
         {"ssim_window": 10},

@@ -169,5 +169,6 @@ def reduce_everything(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_shares_of_two_processes_add_up(tmp_path):
     torch.multiprocessing.spawn(reduce_everything, args=(tmp_path,), nprocs=2)

@@ -1,4 +1,4 @@
-"""The one place that finds weights which other people trained: VGG16, AlexNet, heads of LPIPS.
+"""The one place that finds weights which other people trained: Inception, VGG16, AlexNet, heads.
 
 Nothing is fetched unless it is asked for. A file is looked for, in this order, at the path that the
 caller gives, at `VQKIT_WEIGHTS_<NAME>` (a file), in the folder `VQKIT_WEIGHTS`, inside an installed
@@ -54,6 +54,8 @@ class WeightsFile:
     """What it is and who needs it; shown when it is missing."""
     otherwise: str
     """What can be done without it."""
+    also: tuple[str, ...] = ()
+    """Other names under which the same bytes are published."""
     package: str = ""
     """Installed package that ships the same file, if any ..."""
     package_path: str = ""
@@ -67,8 +69,9 @@ _LPIPS_URL: Final = (
 _NO_LPIPS: Final = "objective.perceptual='none' trains without LPIPS"
 _NO_HEADS: Final = f"installing vqkit[train] brings it along, and {_NO_LPIPS}"
 
-# The SHA-256 of the torchvision files begin with the eight digits in their names, which torchvision
-# itself checks; the heads were compared with the files inside the torchmetrics wheel.
+# The SHA-256 of the torchvision files and of Inception begin with the eight digits in their names,
+# which torch.hub itself checks; the rest of Inception's stands in the records of several public
+# projects. The heads were compared with the files inside the torchmetrics wheel.
 KNOWN: Final[Mapping[str, WeightsFile]] = {
     "vgg16": WeightsFile(
         file="vgg16-397923af.pth",
@@ -87,6 +90,17 @@ KNOWN: Final[Mapping[str, WeightsFile]] = {
         licence="BSD-3-Clause (torchvision); trained on ImageNet",
         purpose="AlexNet of torchvision, whose features LPIPS (Alex) compares",
         otherwise="LPIPS with VGG16 needs another file",
+    ),
+    "inception": WeightsFile(
+        file="pt_inception-2015-12-05-6726825d.pth",
+        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+        "pt_inception-2015-12-05-6726825d.pth",
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        size=95_628_359,
+        licence="Apache-2.0 (TensorFlow models); trained on ImageNet",
+        purpose="InceptionV3 of December 2015, whose features FID, KID and Inception Score compare",
+        otherwise="PSNR, SSIM, l1 and l2 need no weights",
+        also=("weights-inception-2015-12-05-6726825d.pth",),
     ),
     "lpips_vgg": WeightsFile(
         file="lpips_vgg.pth",
@@ -135,7 +149,8 @@ def find_weights(name: str, explicit: str | Path | None = None, *, download: boo
             return Path(path)
     places = _places(known)
     for place in places:
-        for path in (place, place.with_suffix(".safetensors")):
+        other = [place.with_name(name) for name in known.also]
+        for path in (place, place.with_suffix(".safetensors"), *other):
             if path.is_file():
                 _check_size(path, known)
                 return path
@@ -205,7 +220,7 @@ def _user_cache() -> Path:
 def _check_size(path: Path, known: WeightsFile) -> None:
     size = path.stat().st_size
     require(
-        path.name != known.file or size == known.size,
+        path.name not in (known.file, *known.also) or size == known.size,
         f"{path}",
         f"has {size:,} bytes, not {known.size:,}: it is torn or another file; get it again from "
         f"{known.url}",

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from vqkit.cli.analyze_parts import progress_of
 from vqkit.cli.console import plain_warnings, say, tell
 from vqkit.cli.options import Options, one_name
 from vqkit.cli.runs import load, place_of, test_images
 from vqkit.config import DataConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from vqkit.data import ImageSet
+    from vqkit.evaluation import Evaluation, Rosetta
+    from vqkit.evaluation.scoring import Networks
+    from vqkit.metrics import Protocol
+    from vqkit.models import ImageTokenizer
 
 
 def run(words: Sequence[str]) -> None:
@@ -17,26 +28,21 @@ def run(words: Sequence[str]) -> None:
 
     NAME is the folder of a run, or a tokenizer: a folder or an id on the Hugging Face hub. The
     table is printed, and all numbers go to a file in the folder of the run: `evaluation.json`, or
-    `evaluation-<id>.json` for other images than the run names, and for tiles.
+    `evaluation-<id>.json` for other images than the run names, for tiles, networks and protocols.
+    With --rosetta the same reconstructions are measured as several papers do, side by side, into
+    `rosetta.json` or `rosetta-<id>.json`.
     """
     name, rest = one_name(words, "run or tokenizer", "vqkit compare takes several")
-    options = Options("evaluate NAME", run.__doc__)
-    options.add("json", str, "file for the numbers; default in the run's folder")
-    options.add("batch_size", int, "images that go through the model together; default 16")
-    options.add("device", str, "cpu, or cuda for a GPU; default the GPU if there is one")
-    options.add("tile", int, "pixels of tiles, for images too large to go through whole")
-    options.add("halo", int, "pixels computed around a tile; default the receptive field")
-    options.add_fields(DataConfig, "data.")
-    given = options.parse(rest)
+    given = _options(run.__doc__).parse(rest)
     if name is None:
         raise ValueError("run: none is named; give the folder of a run or of a tokenizer")
     import torch
 
     from vqkit.data import load_images
-    from vqkit.evaluation import evaluate
-    from vqkit.metrics import DEFAULT
+    from vqkit.metrics import DEFAULT, find_protocol
 
-    protocol = replace(DEFAULT, tile=given.get("tile"), halo=given.get("halo"))
+    known = find_protocol(given.get("protocol", DEFAULT.name))
+    protocol = replace(known, tile=given.get("tile"), halo=given.get("halo"))
     contestant, config = load(name)
     data = test_images(config, given.get("data", {}))
     images = load_images(data)
@@ -46,19 +52,88 @@ def run(words: Sequence[str]) -> None:
     except (RuntimeError, AssertionError) as error:  # torch's way to refuse a device
         raise ValueError(f"device={given['device']!r}: {error}") from error
     tell(f"measuring {contestant.name} on {len(images):,} images of {place_of(data)}")
-    batch_size = given.get("batch_size", 16)
-    with plain_warnings():
-        evaluation = evaluate(
-            tokenizer, images, batch_size=batch_size, name=contestant.name, protocol=protocol
-        )
-    say(evaluation.table())
+    found, stamped = _measure(tokenizer, images, protocol, given, contestant.name)
+    say(found.table())
+    kind = "rosetta" if given["rosetta"] else "evaluation"
     if "json" in given:
         path = Path(given["json"])
     elif config is not None:
-        usual = protocol == DEFAULT and data == config.test_data
-        mark = "" if usual else f"-{evaluation.protocol.id.rpartition(':')[2]}"
-        path = Path(name).expanduser() / f"evaluation{mark}.json"
+        usual = replace(stamped, reference="", num_images=None) == DEFAULT
+        same = usual and data == config.test_data
+        mark = "" if same else f"-{stamped.id.rpartition(':')[2]}"
+        path = Path(name).expanduser() / f"{kind}{mark}.json"
     else:
         return
-    evaluation.save(path)
+    found.save(path)
     say(f"wrote {path}")
+
+
+def _options(about: str | None) -> Options:
+    options = Options("evaluate NAME", about)
+    options.add("json", str, "file for the numbers; default in the run's folder")
+    options.add("protocol", str, "how to measure, such as cvq-looc; default vqkit-default-1")
+    options.add_flag("rosetta", "measure under every known protocol, side by side")
+    options.add("metrics", str, "networks too: fid,kid,inception_score,lpips_vgg,lpips_alex")
+    options.add("reference", str, "statistics for FID and KID, of `vqkit reference`")
+    options.add("batch_size", int, "images that go through the model together; default 16")
+    options.add("device", str, "cpu, or cuda for a GPU; default the GPU if there is one")
+    options.add("tile", int, "pixels of tiles, for images too large to go through whole")
+    options.add("halo", int, "pixels computed around a tile; default the receptive field")
+    options.add_fields(DataConfig, "data.")
+    return options
+
+
+def _measure(
+    tokenizer: ImageTokenizer,
+    images: ImageSet,
+    protocol: Protocol,
+    given: dict[str, Any],
+    name: str,
+) -> tuple[Evaluation | Rosetta, Protocol]:
+    """Return what was found, and the protocol with all that it was measured on."""
+    from vqkit.evaluation import rosetta
+    from vqkit.evaluation.evaluator import evaluate_under
+
+    networks = _networks(protocol, given, next(tokenizer.parameters()).device)
+    size, show = given.get("batch_size", 16), progress_of(name)
+    with plain_warnings():
+        if not given["rosetta"]:
+            panel = [(protocol, networks)]
+            (one,) = evaluate_under(
+                tokenizer, images, panel, batch_size=size, name=name, progress=show
+            )
+            return one, one.protocol
+        found = rosetta(
+            tokenizer,
+            images,
+            base=protocol,
+            networks=networks,
+            reference=given.get("reference"),
+            batch_size=size,
+            name=name,
+            progress=show,
+        )
+    return found, found.default.protocol
+
+
+def _networks(protocol: Protocol, given: dict[str, Any], device: torch.device) -> Networks:
+    """Load the networks that the protocol names, and those asked for; these must be there."""
+    from vqkit.evaluation.scoring import networks_of
+    from vqkit.metrics.measures import make_measures
+
+    asked = given["metrics"].split(",") if "metrics" in given else []
+    if not asked and not given["rosetta"] and "reference" in given and not protocol.fid_resize:
+        raise ValueError(f"reference={given['reference']}: compares nothing; give --metrics fid")
+    networks = networks_of(protocol, reference=given.get("reference"), device=device)
+    named = {f"lpips_{net}" for net in protocol.lpips.split("+") if net}
+    named |= {"fid"} if protocol.fid_resize else set()
+    names = [one.strip() for one in asked if one.strip() not in named]
+    if not names:
+        return networks
+    measures = make_measures(
+        names,
+        reference=given.get("reference") if {"fid", "kid"} & set(names) else None,
+        resize=protocol.fid_resize or "clean",
+        device=device,
+    )
+    return replace(networks, measures=(*networks.measures, *measures))

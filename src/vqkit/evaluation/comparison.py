@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from vqkit.evaluation.result import Evaluation
 from vqkit.evaluation.tables import compare_table
 from vqkit.metrics import psnr
 from vqkit.models import ImageTokenizer
-from vqkit.models.files import write_whole
+from vqkit.models.files import write_beside
 
 FORMAT = "vqkit-comparison-1"
 MAX_PICTURES = 5
@@ -91,9 +90,9 @@ def compare(
     return Comparison(
         evaluations=tuple(evaluations),
         table=table,
-        table_path=_write(out / "table.md", f"{table}\n".encode()),
-        json_path=_write(out / "table.json", numbers),
-        picture_path=_write(out / "comparison.png", picture),
+        table_path=write_beside(out / "table.md", f"{table}\n".encode()),
+        json_path=write_beside(out / "table.json", numbers),
+        picture_path=write_beside(out / "comparison.png", picture),
     )
 
 
@@ -151,13 +150,3 @@ def _to_dict(
     ]
     values = {"format": FORMAT, "note": note, "runs": runs}
     return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> Path:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write_whole(part, content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

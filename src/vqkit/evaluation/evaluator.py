@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vqkit.config import require
 from vqkit.data import ImageSet, iterate_once
 from vqkit.data.share import Share
 from vqkit.evaluation.result import Evaluation, Metric
-from vqkit.metrics import DEFAULT, CodeUsage, LosslessRate, Protocol, ReconstructionScores
+from vqkit.evaluation.scoring import Networks, Scoring
+from vqkit.metrics import DEFAULT, CodeUsage, LosslessRate, Protocol
+from vqkit.metrics.measures import SetMeasure
 from vqkit.models import ImageTokenizer, decode_tiled, encode_tiled
+from vqkit.models.tokenizer import evaluation_mode
 from vqkit.quantizers.ranks import world_size
 from vqkit.training.machine import describe_machine
 
@@ -23,7 +27,8 @@ from vqkit.training.machine import describe_machine
 class _Sums:
     """All that is kept of the images seen so far."""
 
-    scores: ReconstructionScores
+    scorings: tuple[Scoring, ...]
+    """One for every protocol."""
     usage: CodeUsage
     lossless: LosslessRate
     tokenizer_seconds: float = 0.0
@@ -34,7 +39,7 @@ class _Sums:
         """Return the sums of all processes; the clock and the first size stay one's own."""
         return replace(
             self,
-            scores=self.scores.reduce(),
+            scorings=tuple(scoring.reduce() for scoring in self.scorings),
             usage=self.usage.reduce(),
             lossless=self.lossless.reduce(),
         )
@@ -47,6 +52,7 @@ def evaluate(
     batch_size: int = 64,
     name: str = "tokenizer",
     protocol: Protocol = DEFAULT,
+    measures: Sequence[SetMeasure] = (),
     lossless: LosslessRate | None = None,
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
@@ -63,6 +69,8 @@ def evaluate(
         name: names the run in tables.
         protocol: how quality is measured; the set's fingerprint is added to it. With
             `protocol.tile` images go through the model in tiles (`vqkit.models.encode_tiled`).
+        measures: FID, LPIPS and others (`vqkit.metrics.measures`), fresh; their facts enter the
+            protocol, their numbers the metrics.
         lossless: `evaluation.lossless` of an earlier evaluation on this very set, to save the time
             that PNG files take.
         share: (rank, number of processes): measure one part of the set. All processes call this
@@ -73,34 +81,74 @@ def evaluate(
         ValueError: an empty set, images that the model does not take, a reconstruction that is not
             finite, or a lossless rate of other images.
     """
+    networks = Networks(measures=tuple(measures))
+    found = evaluate_under(
+        tokenizer,
+        image_set,
+        [(protocol, networks)],
+        batch_size=batch_size,
+        name=name,
+        lossless=lossless,
+        share=share,
+        progress=progress,
+    )
+    return found[0]
+
+
+def evaluate_under(
+    tokenizer: ImageTokenizer,
+    image_set: ImageSet,
+    protocols: Sequence[tuple[Protocol, Networks]],
+    *,
+    batch_size: int = 64,
+    name: str = "tokenizer",
+    lossless: LosslessRate | None = None,
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Evaluation, ...]:
+    """Measure the same reconstructions under several protocols, in one pass over the set.
+
+    Arguments and errors as `evaluate`; `protocols` are pairs of a protocol and the networks that
+    measure under it (`vqkit.evaluation.scoring.networks_of`). One evaluation for each comes back.
+    All have the same tiles: others would be other reconstructions.
+    """
     began = time.perf_counter()
     part = Share.of(image_set, share)
     _check(image_set, share)
-    with torch.no_grad(), evaluating(tokenizer):
-        sums = _measure(tokenizer, part, batch_size, protocol, lossless is None, progress)
+    tiles = {(protocol.tile, protocol.halo) for protocol, _ in protocols}
+    require(len(tiles) == 1, f"protocols={len(protocols)}", "give some, all with the same tiles")
+    first = len(image_set) * share[0] // share[1]
+    scorings = tuple(Scoring(protocol, networks, first=first) for protocol, networks in protocols)
+    with torch.no_grad(), evaluation_mode(tokenizer):
+        sums = _measure(tokenizer, part, batch_size, scorings, lossless is None, progress)
     if share[1] > 1:
         sums = sums.reduce()
     sums.lossless = lossless or sums.lossless
     _check_lossless(sums)
     facts = describe_machine(_device(tokenizer), share[1])
-    found = _result(
-        name, tokenizer, sums, protocol.on(image_set.fingerprint(), sums.scores.num_images)
+    seconds = time.perf_counter() - began
+    return tuple(
+        replace(_result(name, tokenizer, sums, scoring, image_set), machine=facts, seconds=seconds)
+        for scoring in sums.scorings
     )
-    return replace(found, machine=facts, seconds=time.perf_counter() - began)
 
 
-def _result(name: str, tokenizer: ImageTokenizer, sums: _Sums, protocol: Protocol) -> Evaluation:
-    quantizer = tokenizer.quantizer
+def _result(
+    name: str, tokenizer: ImageTokenizer, sums: _Sums, scoring: Scoring, image_set: ImageSet
+) -> Evaluation:
+    quantizer, scores = tokenizer.quantizer, scoring.scores
     description = tokenizer.describe(image_size=sums.size)
+    protocol = scoring.stamp(image_set.fingerprint())
+    bits = (quantizer.bits_per_position, quantizer.side_bits)
     return Evaluation(
         name=name,
-        metrics=_metrics(sums, protocol.id, quantizer.bits_per_position, quantizer.side_bits),
+        metrics=_metrics(sums, scoring, protocol.id, *bits),
         protocol=protocol,
         books=sums.usage.by_book(),
         slots=sums.usage.by_slot(),
         slot_names=tuple(slot.name for slot in quantizer.slots),
-        num_pixels=sums.scores.num_pixels,
-        num_exact=sums.scores.num_exact,
+        num_pixels=scores.num_pixels,
+        num_exact=scores.num_exact,
         codebook_floats=description.quantizer.codebook_floats,
         tokenizer=description.to_dict(),
         tokenizer_seconds=sums.tokenizer_seconds,
@@ -112,29 +160,32 @@ def _measure(
     tokenizer: ImageTokenizer,
     images: ImageSet,
     batch_size: int,
-    protocol: Protocol,
+    scorings: tuple[Scoring, ...],
     with_lossless: bool,
     progress: Callable[[int, int], None] | None,
 ) -> _Sums:
     quantizer, device = tokenizer.quantizer, _device(tokenizer)
     sums = _Sums(
-        scores=ReconstructionScores(protocol),
+        scorings=scorings,
         usage=CodeUsage([slot.num_codes for slot in quantizer.slots], quantizer.books),
         lossless=LosslessRate(),
     )
+    done = 0
     for batch in iterate_once(images, batch_size):
         size = (batch.images.shape[-2], batch.images.shape[-1])
         sums.size = size if sums.size == (0, 0) else sums.size
         originals = batch.images.to(device)
         start = _now(device)
-        ids, rebuilt = _rebuild(tokenizer, originals, size, protocol)
+        ids, rebuilt = _rebuild(tokenizer, originals, size, scorings[0].protocol)
         sums.tokenizer_seconds += _now(device) - start
         sums.usage.update(ids)
-        sums.scores.update(rebuilt, originals)
+        for scoring in scorings:
+            scoring.update(rebuilt, originals)
         if with_lossless:
             sums.lossless.update(batch.images)
+        done += len(originals)
         if progress is not None:
-            progress(sums.scores.num_images, len(images))
+            progress(done, len(images))
     return sums
 
 
@@ -148,21 +199,6 @@ def _rebuild(
         return ids, tokenizer.decode(ids, size=size)
     ids = encode_tiled(tokenizer, images, tile=tile, halo=halo)
     return ids, decode_tiled(tokenizer, ids, size, tile=tile, halo=halo)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode within the block, then each part back into its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        # Parents come before their children, so a frozen child is set last. Through `train`, not
-        # the attribute: quantizers drop cached tables there.
-        for part, training in modes:
-            if part.training != training:
-                part.train(training)
 
 
 def _device(tokenizer: ImageTokenizer) -> torch.device:
@@ -193,7 +229,8 @@ def _check(image_set: ImageSet, share: tuple[int, int]) -> None:
 
 def _check_lossless(sums: _Sums) -> None:
     measured = (sums.lossless.num_images, sums.lossless.num_pixels)
-    seen = (sums.scores.num_images, sums.scores.num_pixels)
+    scores = sums.scorings[0].scores
+    seen = (scores.num_images, scores.num_pixels)
     if measured != seen:
         raise ValueError(
             f"lossless: measured on {measured[0]} images of {measured[1]} pixels, but this set has "
@@ -202,10 +239,10 @@ def _check_lossless(sums: _Sums) -> None:
 
 
 def _metrics(
-    sums: _Sums, protocol: str, bits_per_position: float, side_bits: float
+    sums: _Sums, scoring: Scoring, protocol: str, bits_per_position: float, side_bits: float
 ) -> tuple[Metric, ...]:
     """Turn the sums into rows; usage and perplexity are means over codebooks."""
-    scores, usage, lossless = sums.scores, sums.usage, sums.lossless
+    scores, usage, lossless = scoring.scores, sums.usage, sums.lossless
     books = usage.by_book()
     entropy = sum(slot.entropy for slot in usage.by_slot()) + side_bits
     positions = usage.num_positions / scores.num_pixels
@@ -223,17 +260,19 @@ def _metrics(
         ("png_rate", lossless.png, "bits per pixel"),
         ("raw_rate", lossless.raw, "bits per pixel"),
     ]
-    return tuple(
+    stamp: dict[str, Any] = {"protocol": protocol, "num_tokens": usage.num_tokens}
+    plain = [
         Metric(
             name=name,
             value=value,
             unit=unit,
-            protocol=protocol,
             num_images=scores.count("ssim") if name == "ssim" else scores.num_images,
-            num_tokens=usage.num_tokens,
+            **stamp,
         )
         for name, value, unit in rows
-    )
+    ]
+    networks = [Metric(**asdict(found), **stamp) for found in scoring.found()]
+    return (*plain, *networks)
 
 
 def _mean(values: list[float]) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from vqkit.metrics import CodeStatistics, LosslessRate, Protocol
-from vqkit.models.files import write_whole
+from vqkit.models.files import write_beside
 
 FORMAT = "vqkit-evaluation-1"
 
@@ -28,6 +27,15 @@ class Metric:
     """Images that this number was computed from."""
     num_tokens: int
     """Tokens that the whole set became."""
+    spread: float | None = None
+    """Standard deviation over subsets or splits, of KID and Inception Score."""
+    note: str = ""
+    """What a reader must be told beside the number, or why there is none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values, `spread` and `note` only where they say something."""
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in ("spread", "note") or v}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +45,8 @@ class Evaluation:
     Names of metrics: `psnr`, `ssim`, `l1`, `l2` (pixels in [0, 1]); `perplexity`, `usage`,
     `usage_ceiling` (min(1, tokens / codes)) and `usage_uniform` (expected from as many uniform
     draws), means over codebooks; `rate` (nominal), `entropy_rate` (zero order, every slot on its
-    own), `png_rate` and `raw_rate` in bits per pixel of the images before padding.
+    own), `png_rate` and `raw_rate` in bits per pixel of the images before padding. Where networks
+    measured too, `fid`, `kid`, `inception_score`, `lpips_vgg`, `lpips_alex`.
     """
 
     name: str
@@ -97,7 +106,7 @@ class Evaluation:
         return {
             "format": FORMAT,
             "name": self.name,
-            "metrics": [asdict(metric) for metric in self.metrics],
+            "metrics": [metric.to_dict() for metric in self.metrics],
             "protocol": self.protocol.to_dict(),
             "data": {
                 "fingerprint": self.protocol.reference,
@@ -143,15 +152,8 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON; an existing file is replaced whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            write_whole(part, text.encode())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_beside(Path(path), text.encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

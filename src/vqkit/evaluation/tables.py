@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 MISSING = "n/a"
 RATES = ("bits/pixel", "entropy", "PNG")
 QUALITIES = ("PSNR, dB", "SSIM", "l1", "perplexity", "codes used")
+NETWORKS = {
+    "lpips_vgg": "LPIPS (VGG)",
+    "lpips_alex": "LPIPS (Alex)",
+    "fid": "FID",
+    "kid": "KID",
+    "inception_score": "Inception Score",
+}
+"""Metrics that networks measure, with their labels."""
 COMPARED = ("run", *RATES, *QUALITIES, "codebook floats", "seconds", "protocol")
 
 
@@ -26,10 +34,11 @@ def table(evaluation: Evaluation) -> str:
         ("l2", _number(evaluation, "l2", 6)),
         ("perplexity", _perplexity(evaluation)),
         ("codes used", _usage(evaluation)),
+        *((label, _number(evaluation, name, 4)) for name, label in _networks(evaluation)),
     ]
     header = ("", evaluation.name, *RATES, "protocol")
     rows = [(label, value, rate, entropy, png, "[1]") for label, value in qualities]
-    return "\n".join([_markdown(header, rows), "", *_rate_notes(evaluation), *_notes(evaluation)])
+    return "\n".join([markdown(header, rows), "", *_rate_notes(evaluation), *_notes(evaluation)])
 
 
 def compare_table(evaluations: Sequence[Evaluation]) -> str:
@@ -52,12 +61,12 @@ def compare_table(evaluations: Sequence[Evaluation]) -> str:
         )
         for one in evaluations
     ]
-    lines = [_markdown(COMPARED, rows), ""]
+    lines = [markdown(COMPARED, rows), ""]
     if len(protocols) > 1:
         lines.append("Rows with different protocol marks are not comparable.")
     for number, protocol in enumerate(protocols, start=1):
         example = next(one for one in evaluations if one.protocol.id == protocol)
-        lines.append(_protocol_note(example, number))
+        lines.append(protocol_note(example, number))
     lines += _left_out(evaluations)
     lines.append(
         "Rates are bits per pixel: of the tokens as they are, after an ideal zero-order coder "
@@ -86,15 +95,35 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return [
         f"Perplexity and codes used: {number}, {tokens:,} tokens. So many can show at most "
         f"{_percent(ceiling)} (min(1, tokens/codes)); uniform draws show {_percent(uniform)}.",
-        _protocol_note(evaluation, 1),
+        protocol_note(evaluation, 1),
         *_left_out([evaluation]),
+        *network_notes(evaluation),
     ]
 
 
-def _protocol_note(evaluation: Evaluation, number: int) -> str:
+def network_notes(evaluation: Evaluation) -> list[str]:
+    """Say what belongs to the numbers of networks, and why some are left out."""
+    lines = []
+    for name, label in _networks(evaluation):
+        metric = evaluation.metric(name)
+        parts = [] if metric.spread is None else [f"standard deviation {metric.spread:.3g}"]
+        parts += [metric.note] if metric.note else []
+        if parts:
+            lines.append(f"{label}: {'; '.join(parts)}")
+    return lines
+
+
+def _networks(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return (name, label) of the metrics of networks, in the order of `NETWORKS`."""
+    names = {metric.name for metric in evaluation.metrics}
+    return [(name, label) for name, label in NETWORKS.items() if name in names]
+
+
+def protocol_note(evaluation: Evaluation, mark: object) -> str:
+    """Return the footnote that says how numbers with this mark were measured."""
     protocol = evaluation.protocol
     return (
-        f"[{number}] {protocol.id}: {protocol.describe()}; image set {protocol.reference[:12]}: "
+        f"[{mark}] {protocol.id}: {protocol.describe()}; image set {protocol.reference[:12]}: "
         f"{evaluation.num_images:,} images, {evaluation.num_pixels:,} pixels."
     )
 
@@ -143,7 +172,7 @@ def _percent(share: float) -> str:
     return "100 %" if share == 1 else f"{min(100 * share, 99.9):.1f} %"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table whose columns also line up as plain text."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 

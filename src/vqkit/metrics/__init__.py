@@ -4,7 +4,9 @@ Everything here is plain torch. Images are uint8 or float in [0, 1]. Accumulator
 counts: their memory does not grow with the set, and several processes can add theirs up.
 """
 
-from vqkit.metrics.protocol import DEFAULT, PROTOCOLS, Protocol, find_protocol
+from vqkit.metrics.compat import PROTOCOLS, find_protocol
+from vqkit.metrics.pixels import to_bytes
+from vqkit.metrics.protocol import DEFAULT, Protocol
 from vqkit.metrics.rate import LosslessRate, png_bytes
 from vqkit.metrics.reconstruction import (
     ReconstructionScores,
@@ -12,7 +14,6 @@ from vqkit.metrics.reconstruction import (
     mean_squared_error,
     psnr,
     ssim,
-    to_bytes,
 )
 from vqkit.metrics.usage import CodeStatistics, CodeUsage, uniform_usage
 

@@ -8,7 +8,9 @@ Shapes: B images, C channels, H and W pixels, h and w positions of a feature map
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.config import require
+from vqkit.metrics.measures import Found
+from vqkit.metrics.reduction import sum_over_processes
 from vqkit.weights import find_weights, read_weights
 
 Net = Literal["vgg", "alex"]
@@ -132,6 +136,61 @@ class LPIPS(nn.Module):
             f"LPIPS ({self.net}) needs at least {smallest}×{smallest}; use larger images, or "
             "objective.perceptual='none'",
         )
+
+
+class LpipsMeasure:
+    """Mean LPIPS of reconstructions and originals, bytes taken as [-1, 1]; a `SetMeasure`.
+
+    Images below the network's smallest size are left out and counted in the note.
+    """
+
+    def __init__(self, network: LPIPS) -> None:
+        self.network = network
+        self.name = f"lpips_{network.net}"
+        # Sum of the distances, images measured, images left out.
+        self._sums = torch.zeros(3, dtype=torch.float64)
+
+    @classmethod
+    def load(
+        cls, name: str, path: str | Path | None = None, *, device: str | torch.device = "cpu"
+    ) -> LpipsMeasure:
+        """Return `lpips_vgg` or `lpips_alex` with published weights; errors as `load_lpips`."""
+        net: Net = "alex" if name == "lpips_alex" else "vgg"
+        return cls(load_lpips(path, net=net).to(device))
+
+    @torch.no_grad()
+    def update(self, images: Tensor, originals: Tensor) -> None:
+        """Take reconstructions and originals, both uint8 (B, 1 or 3, H, W)."""
+        bytes_ = images.dtype == originals.dtype == torch.uint8
+        require(bytes_, f"images.dtype={images.dtype}", "LPIPS as a measure expects uint8")
+        if min(images.shape[2:]) < _SMALLEST[self.network.net]:
+            self._sums[2] += len(images)
+            return
+        x, y = (z.to(self.network.shift.device).float() / 127.5 - 1 for z in (images, originals))
+        self._sums[0] += self.network(x, y).double().sum().cpu()
+        self._sums[1] += len(images)
+
+    def reduce(self) -> LpipsMeasure:
+        """Return the mean over all processes; this object keeps its own share."""
+        total = copy(self)
+        total._sums = sum_over_processes(self._sums)
+        return total
+
+    def results(self) -> tuple[Found, ...]:
+        """Return the mean distance; None where no image was large enough."""
+        total, count, small = self._sums.tolist()
+        side = _SMALLEST[self.network.net]
+        note = f"{small:,.0f} images below {side}×{side} pixels left out" if small else ""
+        value = total / count if count else None
+        return (Found(name=self.name, value=value, unit="", num_images=int(count), note=note),)
+
+    def facts(self) -> dict[str, str | int | float]:
+        """Return the SHA-256 of the tensors of the network and of its heads, in order of names."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return {f"{self.name}.tensors": digest.hexdigest()}
 
 
 def load_lpips(
