@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vqkit.config import require
-from vqkit.models.files import CONFIG, WEIGHTS
+from vqkit.models.files import CONFIG, FREQUENCIES, WEIGHTS
 
 if TYPE_CHECKING:
     from vqkit.models.tokenizer import ImageTokenizer
@@ -48,7 +48,7 @@ def find_model(
             revision=revision,
             token=token,
             cache_dir=cache_dir,
-            allow_patterns=[CONFIG, WEIGHTS],
+            allow_patterns=[CONFIG, WEIGHTS, FREQUENCIES],
         )
     except (OSError, ValueError) as error:  # every error of huggingface_hub is one of the two
         raise ValueError(

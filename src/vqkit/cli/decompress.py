@@ -1,0 +1,90 @@
+"""`vqkit decompress`: the images of `.vqk` files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqkit.cli.compress import add_options, long_out, open_coder, required_out
+from vqkit.cli.console import plain_warnings, say
+from vqkit.cli.options import Options, split_names
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from vqkit.models import ImageTokenizer
+    from vqkit.tokens import TokenMaps
+
+
+def run(words: Sequence[str]) -> None:
+    """Turn .vqk files back into pictures, with the tokenizer that wrote them.
+
+    With one image --out is a PNG file; with several, a folder, in which FILE.vqk becomes FILE.png,
+    or FILE-00001.png and so on where it holds more than one. A file of another tokenizer and a
+    damaged one are refused.
+    """
+    names, rest = split_names(words)
+    options = Options("decompress FILE [FILE ...]", run.__doc__)
+    add_options(options, "NAME.png for one image, folder for several; also -o")
+    options.add("max_pixels", int, "of all images of a file; default 134,217,728")
+    options.add("max_tokens", int, "of all images of a file; default 33,554,432")
+    options.add("max_images", int, "of a file; default 65,536")
+    given = options.parse(long_out(rest))
+    if not names:
+        raise ValueError("files: none are named; give .vqk files")
+    out = required_out(given)
+    tokenizer, coder = open_coder(given)
+    limits = {key: value for key, value in given.items() if key.startswith("max_")}
+    tiles: dict[str, Any] = {key: given[key] for key in ("tile", "halo") if key in given}
+    from vqkit.data.transforms import to_picture
+    from vqkit.models.files import write_beside
+    from vqkit.tokens import read_file
+
+    files = [Path(name).expanduser() for name in names]
+    count, written = 0, set[Path]()
+    with plain_warnings():
+        for file in files:
+            try:
+                found = coder.decode(read_file(file), **limits)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+            for place, (ids, size) in enumerate(zip(found.ids, found.sizes, strict=True)):
+                path = _target(file, place, found, out, alone=len(files) == 1)
+                if path in written:
+                    raise ValueError(f"{file}: {path} is written already; rename one of the files")
+                written.add(path)
+                image = _decoded(tokenizer, ids, size, tiles)
+                write_beside(path, _png(to_picture(image)))
+                count += 1
+    say(f"wrote {count:,} images → {out}")
+
+
+def _target(file: Path, place: int, found: TokenMaps, out: Path, *, alone: bool) -> Path:
+    """Return the picture file of image `place` of a file."""
+    if out.suffix.lower() == ".png":
+        if alone and len(found.ids) == 1:
+            return out
+        raise ValueError(f"out={out}: there are several images; name a folder")
+    number = f"-{place + 1:05}" if len(found.ids) > 1 else ""
+    return out / f"{file.stem}{number}.png"
+
+
+def _decoded(
+    tokenizer: ImageTokenizer, ids: Tensor, size: tuple[int, int], tiles: dict[str, Any]
+) -> Tensor:
+    from vqkit.data import to_uint8
+    from vqkit.models import decode_tiled
+
+    if "tile" in tiles:
+        return to_uint8(decode_tiled(tokenizer, ids[None], size, **tiles))[0].cpu()
+    device = next(tokenizer.parameters()).device
+    return to_uint8(tokenizer.decode(ids[None].to(device), size=size))[0].cpu()
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
