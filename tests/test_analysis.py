@@ -27,7 +27,7 @@ from vqkit.config import DataConfig, OptimConfig, RunConfig
 from vqkit.data import load_images
 from vqkit.training import train
 from vqkit.training.health import fingerprint
-from vqkit.training.run_folder import write_result, write_settings
+from vqkit.training.run_folder import config_to_json, write_result, write_settings
 
 CODES = {"num_codes": 24, "dim": 4}
 PRESETS = {
@@ -212,7 +212,7 @@ def write_run(folder, lines, preset="vq_vae", **args):
         data=DataConfig(source="photos"),
         optim=OptimConfig(num_steps=8, batch_size=4),
     )
-    write_settings(folder, config)
+    write_settings(folder, config_to_json(config))
     result = {"steps": 8, "seconds": 1.0, "data": {"fingerprint": "f" * 64, "images": 9}}
     write_result(folder, tokenizer, result)
     text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -12,6 +12,7 @@ from test_analysis import log_lines, write_run
 
 from vqkit.analysis import code_frequency
 from vqkit.cli import main
+from vqkit.cli.analyze import VERBS
 from vqkit.models import ImageTokenizer
 
 
@@ -48,6 +49,8 @@ DATA = ["--data.path", "images", "--device", "cpu"]
         ("tsne", ["--max_codes", "10", "--perplexity", "3"]),
         ("replace", ["--m", "0", "1", "3", "--pictures", "1"]),
         ("replace", ["--from", "feature", "--m", "2", "--pictures", "0"]),
+        ("bars", ["--batch_size", "2"]),
+        ("extremes", ["--count", "1", "--by", "ssim"]),
     ],
 )
 def test_a_verb_writes_a_figure_and_its_numbers(place, verb, options, capsys):
@@ -71,6 +74,58 @@ def test_a_verb_writes_a_figure_and_its_numbers(place, verb, options, capsys):
         assert (data["fingerprint"], data["num_images"]) == (expected, 5)
         tokens = {"looc": 3, "plain": 1}[result["protocol"]["tokenizer"]["name"]]
         assert data["num_tokens"] == tokens * (3 * 4 * 5 + 4 * 5 + 3 * 3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [("errors", ["--scale", "60"]), ("crops", ["--region", "1", "2", "4", "5"])],
+)
+def test_verbs_of_chosen_images(place, verb, options, capsys):
+    words = ["analyze", verb, "looc", "plain", *DATA, *options, "--images", "2", "0"]
+    assert main([*words, "--out", "a.png"]) == 0
+    assert capsys.readouterr().out.count("PSNR") == 4
+    assert Image.open("a.png").width > 600
+    for result in json.loads((place / "a.json").read_text(encoding="utf-8"))["results"]:
+        assert [image["name"] for image in result["images"]] == ["2.png", "0.png"]
+        assert result["protocol"]["settings"]["indices"] == [2, 0]
+        assert result["protocol"]["quality"]["id"].startswith("vqkit-default-1:")
+
+
+def test_segments_of_those_that_have_some(place, capsys):
+    assert main(["analyze", "segments", "looc", *DATA, "--out", "a.png"]) == 0
+    assert "3 segments use" in capsys.readouterr().out
+    (result,) = json.loads((place / "a.json").read_text(encoding="utf-8"))["results"]
+    assert [one["name"] for one in result["books"][0]["segments"]] == [
+        "segment0",
+        "segment1",
+        "segment2",
+    ]
+
+
+def test_the_codebook_of_a_run(place, capsys):
+    write_run(place / "run", log_lines())
+    assert main(["analyze", "codebook", "run", "--max_codes", "5", "--out", "a.png"]) == 0
+    said = capsys.readouterr().out
+    assert "run code: of 24 codes after 8 steps" in said
+    assert "an unknown number never drawn" in said
+    (book,) = json.loads((place / "a.json").read_text(encoding="utf-8"))["results"][0]["books"]
+    assert (book["num_codes"], book["num_shown"], book["dim"]) == (24, 5, 4)
+
+
+def test_curves_of_evaluations(place, capsys):
+    write_run(place / "run", log_lines())
+    for name, where in (("looc", "looc.json"), ("plain", "run/evaluation.json")):
+        assert main(["evaluate", name, "--json", where, *DATA]) == 0
+    capsys.readouterr()
+    assert main(["analyze", "sizes", "looc.json", "run", "--out", "a.png"]) == 0
+    assert "run: 24×4, psnr" in capsys.readouterr().out
+    assert main(["analyze", "scaling", "looc.json", "run", "--out", "b.png"]) == 0
+    assert "FID not measured" in capsys.readouterr().out
+    written = json.loads((place / "b.json").read_text(encoding="utf-8"))["results"]
+    assert [(one["name"], one["method"]) for one in written] == [
+        ("looc", "looc"),
+        ("run", "vq_vae"),
+    ]
 
 
 def test_counts_are_written_for_every_tokenizer(place, capsys):
@@ -97,7 +152,7 @@ def test_help_lists_the_verbs_and_their_options(capsys):
     for words in (["analyze"], ["analyze", "--help"]):
         assert main(words) == 0
         said = capsys.readouterr().out
-        for verb in ("usage", "frequency", "tsne", "replace"):
+        for verb in VERBS:
             assert f"\n  {verb} " in said
     assert main(["analyze", "replace", "--help"]) == 0
     said = capsys.readouterr().out
@@ -108,8 +163,8 @@ def test_help_lists_the_verbs_and_their_options(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["frequenzy", "looc"], "analyze frequenzy: unknown verb; did you mean 'frequency'?"),
-        (["xx"], "known are usage, frequency, tsne, replace"),
+        (["frequenzy", "looc"], "verb='frequenzy': unknown; did you mean 'frequency'?"),
+        (["xx"], "known are usage, frequency, bars, segments"),
         (["frequency", *DATA], "tokenizer: none is named"),
         (["usage"], "run: none is named"),
         (["usage", "looc"], "run=looc: is no training run; name its folder"),
@@ -122,6 +177,14 @@ def test_help_lists_the_verbs_and_their_options(capsys):
         (["replace", "looc", "--m", "12", *DATA], "codebook 'code' of 12 codes has 0..11"),
         (["replace", "looc", "--ms", "1", *DATA], "--ms: unknown option; did you mean --m?"),
         (["replace", "looc", "--from", "token", *DATA], "expected one of 'code', 'feature'"),
+        (["segments", "plain", *DATA], "its vectors are quantized whole"),
+        (["codebook", "looc"], "run=looc: is no training run; name its folder"),
+        (["extremes", "looc", *DATA, "--by", "size"], "by='size'"),
+        (["errors", "looc", *DATA, "--images", "5"], "images=5: the set has 5 images"),
+        (["crops", "looc", *DATA, "--region", "0", "0", "99", "1"], "is no part of 0.png"),
+        (["sizes"], "evaluation: none is named"),
+        (["sizes", "nowhere.json"], "evaluation=nowhere.json: is no file"),
+        (["sizes", "looc"], "evaluation=looc: is no file"),
         (["tsne", "looc", *DATA, "--device", "tpu9"], "device='tpu9'"),
     ],
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vqkit.analysis.conditions import Conditions
 from vqkit.analysis.embedding import CodeMap
 from vqkit.analysis.frequency import BookFrequency, Frequency
 from vqkit.analysis.usage import EpochUsage, RunUsage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
 COLOURS = (
@@ -23,6 +25,8 @@ PIXELS = 1 << 20
 """Codes of the largest codebook that is drawn with a pixel for each."""
 LINES = 4
 """Codebooks of one run that have a line each by epoch."""
+LEAST = 0.01
+"""Draws over mean draws where the colours of maps begin."""
 MAPS = 8
 """Codebooks that are drawn so in one figure."""
 
@@ -78,7 +82,7 @@ def _usage_lines(runs: Sequence[RunUsage]) -> list[tuple[str, Sequence[EpochUsag
     for run in runs:
         name = run.conditions.name
         if 1 <= len(run.books) <= LINES:
-            labels = _labels([(name, [book.name for book in run.books])])
+            labels = book_labels([(name, [book.name for book in run.books])])
             lines += zip(labels, [book.epochs for book in run.books], strict=True)
         else:
             lines.append((f"{name}, mean over codebooks", run.mean))
@@ -90,7 +94,7 @@ def frequency_figure(found: Sequence[Frequency]) -> Figure:
 
     A curve ends where the codes end that were drawn at all. Dotted: all codes equally often.
     """
-    labels = _labels([(one.conditions.name, [b.name for b in one.books]) for one in found])
+    labels = book_labels([(one.conditions.name, [b.name for b in one.books]) for one in found])
     books = [book for one in found for book in one.books]
     pairs = list(zip(labels, books, strict=True))
     shown = [pair for pair in pairs if pair[1].statistics.num_codes <= PIXELS][:MAPS]
@@ -103,10 +107,11 @@ def frequency_figure(found: Sequence[Frequency]) -> Figure:
         panels = parts[1].subplots(rows, columns, squeeze=False).flatten()
         for axes in panels:
             axes.set_axis_off()
-        drawn = [_draw_pixels(axes, *pair) for axes, pair in zip(panels, shown, strict=False)]
+        drawn = [draw_pixels(axes, *pair) for axes, pair in zip(panels, shown, strict=False)]
         bar = parts[1].colorbar(drawn[0], ax=panels, shrink=0.8, panchor=False)
         bar.set_label("draws / mean draws (black: never drawn)", fontsize=8)
         bar.ax.tick_params(labelsize=8)
+    add_footer(parts[-1], [one.conditions for one in found])
     return figure
 
 
@@ -129,8 +134,8 @@ def _draw_curves(axes: Axes, books: Sequence[tuple[str, BookFrequency]]) -> None
         colour = COLOURS[number % len(COLOURS)]
         found = book.statistics
         text = (
-            f"{label}: {_percent(found.usage)} of {found.num_codes:,} used "
-            f"(at most {_percent(found.ceiling)}), perplexity {found.perplexity:,.1f}"
+            f"{label}: {percent(found.usage)} of {found.num_codes:,} used "
+            f"(at most {percent(found.ceiling)}), perplexity {found.perplexity:,.1f}"
         )
         axes.plot(*curve(book), color=colour, label=text)
         sizes.setdefault(found.num_codes, colour)
@@ -145,31 +150,40 @@ def _draw_curves(axes: Axes, books: Sequence[tuple[str, BookFrequency]]) -> None
         axes.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _draw_pixels(axes: Axes, label: str, book: BookFrequency) -> Any:
+def draw_pixels(axes: Axes, label: str, book: BookFrequency) -> Any:
     """Draw every code, in the order of ids, row by row, as one pixel; return the image."""
     import numpy as np
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm
 
     counts = book.table().numpy()
     side = int(np.ceil(np.sqrt(len(counts))))
     pixels = np.full(side * side, np.nan)
     pixels[: len(counts)] = counts * (len(counts) / max(book.statistics.num_tokens, 1))
-    pixels[pixels == 0] = 1e-9  # below the scale
+    axes.set_title(label, fontsize=8)
+    return draw_draws(axes, pixels.reshape(side, side))
+
+
+def draw_draws(axes: Axes, draws: Any, **options: Any) -> Any:
+    """Draw a table of draws over mean draws (an array; NaN stays white); return the image.
+
+    Every figure has the same scale: colours from 0.01, and less, to 100; black for none at all.
+    """
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+
     colours = colormaps["viridis"].with_extremes(under="#101010", bad="white")
-    image = axes.imshow(
-        pixels.reshape(side, side),
-        norm=LogNorm(0.01, 100),
+    return axes.imshow(
+        np.where(draws == 0, 1e-9, np.maximum(draws, LEAST)),  # none is below the scale
+        norm=LogNorm(LEAST, 100),
         cmap=colours,
         interpolation="nearest",
+        **options,
     )
-    axes.set_title(label, fontsize=8)
-    return image
 
 
 def tsne_figure(found: Sequence[CodeMap]) -> Figure:
     """Draw a panel for every codebook: active codes green, inactive ones blue."""
-    labels = _labels([(one.conditions.name, [b.name for b in one.books]) for one in found])
+    labels = book_labels([(one.conditions.name, [b.name for b in one.books]) for one in found])
     books = [book for one in found for book in one.books]
     rows, columns = _panels(len(books))
     figure = new_figure(max(4.6, 3.6 * columns), 3.9 * rows + 0.4)
@@ -183,7 +197,7 @@ def tsne_figure(found: Sequence[CodeMap]) -> Figure:
         for mask, colour in kinds:
             x, y = book.points[mask].T.numpy()
             axes.scatter(x, y, s=size, color=colour, linewidths=0, alpha=0.8)
-        used = _percent(book.num_active / book.num_codes)
+        used = percent(book.num_active / book.num_codes)
         shown = "" if len(book.ids) == book.num_codes else f", {len(book.ids):,} shown"
         axes.set_title(f"{label}: {used} of {book.num_codes:,} active{shown}", fontsize=9)
         middle = (book.points.amax(0) + book.points.amin(0)) / 2
@@ -192,18 +206,20 @@ def tsne_figure(found: Sequence[CodeMap]) -> Figure:
         axes.set(xlim=(x - reach, x + reach), ylim=(y - reach, y + reach))
         axes.set(xticks=[], yticks=[], aspect="equal")
     handles = [panels[0].scatter([], [], color=c, s=20) for c in (ACTIVE, INACTIVE)]
-    figure.legend(handles, ["active", "inactive"], loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(handles, ["active", "inactive"], loc="outside upper center", ncols=2, fontsize=9)
+    add_footer(figure, [one.conditions for one in found])
     return figure
 
 
-def _labels(owners: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Name every codebook: by its owner, and by itself where the owner has several."""
+def book_labels(owners: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Name every codebook of (owner, its codebooks): by itself too where an owner has several."""
     return [
         owner if len(books) == 1 else f"{owner} {book}" for owner, books in owners for book in books
     ]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Write a share in [0, 1] as `97.3 %`."""
     # Never "100 %" for a share that is not whole.
     return "100 %" if share == 1 else f"{min(100 * share, 99.9):.1f} %"
 
@@ -214,13 +230,44 @@ def finish(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def add_legend(figure: Figure | SubFigure, axes: Axes) -> None:
-    """Name the lines of `axes` below the figure."""
+def whole_numbers(axis: Axis) -> None:
+    """Put ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def sizes_text(sizes: Sequence[int]) -> str:
+    """Write the numbers of codes of codebooks: `K = 512`, `K = 512 + 256`, `K = 32 × 256`."""
+    if len(set(sizes)) == 1 and len(sizes) > 2:
+        return f"K = {len(sizes)} × {sizes[0]:,}"
+    more = " + ..." if len(sizes) > 4 else ""
+    return f"K = {' + '.join(f'{size:,}' for size in sizes[:4])}{more}"
+
+
+def add_footer(
+    figure: Figure | SubFigure, conditions: Sequence[Conditions], note: str = ""
+) -> None:
+    """Write below a figure its images and tokens, and a note: the protocol of its numbers."""
+    parts = []
+    for data in dict.fromkeys(one.data_fingerprint for one in conditions):
+        images = {one.num_images for one in conditions if one.data_fingerprint == data}
+        parts.append(f"{' and '.join(f'{n:,}' for n in sorted(images))} images (set {data[:8]})")
+    tokens = [f"{one.name} {one.num_tokens:,}" for one in conditions if one.num_tokens]
+    shown = f"tokens: {', '.join(tokens)}" if 1 <= len(tokens) <= 6 else ""
+    parts += [text for text in (shown, note) if text]
+    figure.supxlabel("; ".join(parts), fontsize=7, color="#555555")
+
+
+def add_legend(figure: Figure | SubFigure, axes: Axes, *, above: bool = False) -> None:
+    """Name the lines of `axes` below the figure, or above one that has a footer."""
     handles, labels = axes.get_legend_handles_labels()
     columns = min(5, len(labels))
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
-    )
+    style: dict[str, Any] = {"ncols": columns, "fontsize": 8, "frameon": False}
+    if above:
+        figure.legend(handles, labels, loc="outside upper center", **style)
+    else:
+        figure.legend(handles, labels, loc="outside lower center", **style)
 
 
 def _panels(count: int) -> tuple[int, int]:

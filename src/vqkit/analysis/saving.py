@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +15,7 @@ from vqkit import __version__
 from vqkit.analysis.frequency import Frequency
 from vqkit.config import require
 from vqkit.metrics.counts import DENSE_LIMIT
-from vqkit.models.files import write_whole
+from vqkit.models.files import write_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +56,10 @@ def save_analysis(
     numbers = (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=DPI)
-    return _write(path, picture.getvalue()), _write(path.with_suffix(".json"), numbers)
+    return (
+        write_beside(path, picture.getvalue()),
+        write_beside(path.with_suffix(".json"), numbers),
+    )
 
 
 def save_counts(found: Frequency, path: Path | str) -> list[Path]:
@@ -76,16 +77,5 @@ def save_counts(found: Frequency, path: Path | str) -> list[Path]:
         content = io.BytesIO()
         np.save(content, counts.numpy(), allow_pickle=False)
         name = f"{path.stem}.{book.name}.npy" if len(found.books) > 1 else path.name
-        paths.append(_write(path.with_name(name), content.getvalue()))
+        paths.append(write_beside(path.with_name(name), content.getvalue()))
     return paths
-
-
-def _write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        write_whole(part, content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

@@ -94,7 +94,7 @@ def usage_of_run(folder: Path | str, *, name: str | None = None) -> RunUsage:
         "its log tells of no epoch (it ended before its first one, or an older vqkit trained it); "
         "train it for an epoch or more",
     )
-    data = _training_data(folder)
+    data = training_data(folder)
     conditions = Conditions(
         name=name or config.name,
         tokenizer_sha256=fingerprint(tokenizer).hex(),
@@ -144,7 +144,7 @@ def _epoch(
     return EpochUsage(epoch=line["epoch"], step=line["step"], **found)
 
 
-def _training_data(folder: Path) -> dict[str, Any]:
+def training_data(folder: Path) -> dict[str, Any]:
     """Return the `fingerprint` and the number of `images` that a run trains on."""
     result = read_result(folder)
     if result is not None:

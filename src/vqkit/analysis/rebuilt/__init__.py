@@ -1,0 +1,1 @@
+"""Images beside their reconstructions: best and worst, where errors lie, enlarged regions."""
