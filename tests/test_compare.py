@@ -130,6 +130,7 @@ def test_no_picture_is_refused():
         draw([])
 
 
+@pytest.mark.slow
 def test_compare_command_trains_once_and_loads(pictures, tmp_path, capsys):
     out = tmp_path / "out"
     words = [
@@ -140,7 +141,8 @@ def test_compare_command_trains_once_and_loads(pictures, tmp_path, capsys):
     assert main(words) == 0
     shown = capsys.readouterr()
     assert "run 1 of 2: photos_looc" in shown.err
-    assert shown.out.splitlines()[-1] == f"picture: {out / 'comparison.png'}"
+    assert shown.out.splitlines()[-1] == f"report:  {out / 'report.html'}"
+    assert "photos_looc" in (out / "report.html").read_text(encoding="utf-8")
     logs = [(out / name / "log.jsonl").read_bytes() for name in ("photos_looc", "photos_fsq")]
     table = (out / "table.json").read_bytes()
     assert main(words) == 0
@@ -180,8 +182,12 @@ def test_demo(tmp_path, capsys, monkeypatch):
     runs = json.loads((out / "table.json").read_bytes())["runs"]
     assert [run["name"] for run in runs] == ["photos_looc", "photos_looc_small"]
     assert [run["evaluation"]["data"]["num_images"] for run in runs] == [2, 2]
-    last = shown.out.splitlines()[-2:]
-    assert last == [f"table:   {out / 'table.md'}", f"picture: {out / 'comparison.png'}"]
+    names = {"table": "table.md", "picture": "comparison.png", "report": "report.html"}
+    last = [line.split(":") for line in shown.out.splitlines()[-3:]]
+    assert [(key, value.strip()) for key, value in last] == [
+        (key, str(out / name)) for key, name in names.items()
+    ]
+    assert "no benchmark" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_time_left_is_of_the_whole(tmp_path):

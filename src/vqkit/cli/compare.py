@@ -1,7 +1,8 @@
-"""`vqkit compare`: several runs, trained or loaded, in one table and one picture."""
+"""`vqkit compare`: several runs, trained or loaded, in one table, one picture and one page."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqkit.cli.console import say, tell
 from vqkit.cli.options import Options, split_names
+from vqkit.cli.report import write_comparison_report
 from vqkit.cli.runs import kind_of, load, place_of, test_images, train_all
 from vqkit.config import DataConfig, RunConfig
 from vqkit.recipes import recipe
@@ -24,7 +26,7 @@ _RECIPE_OPTIONS = {"num_steps": "steps", "batch_size": "batch_size", "path": "pa
 
 
 def run(words: Sequence[str]) -> None:
-    """Set several runs side by side: one table, and one picture with the originals.
+    """Set several runs side by side: a table, a picture with the originals, and a page with all.
 
     A NAME is the folder of a finished run, of a tokenizer, or a recipe, which is trained into
     `<out>/<recipe>` (once: what is finished there is loaded). All are measured on the same
@@ -32,7 +34,11 @@ def run(words: Sequence[str]) -> None:
     """
     names, rest = split_names(words)
     options = Options("compare NAME NAME ... --out DIR", run.__doc__)
-    options.add("out", str, "folder for table.md, table.json, comparison.png; default runs/compare")
+    options.add(
+        "out",
+        str,
+        "folder for table.md, table.json, comparison.png, report.html; default runs/compare",
+    )
     options.add("steps", int, "optimizer steps of the recipes; default their own")
     options.add("batch_size", int, "images per step of the recipes; default their own")
     options.add("path", str, "folder of images that the recipes train on; default their own")
@@ -50,7 +56,9 @@ def run(words: Sequence[str]) -> None:
     }
     if arguments and not configs:
         raise ValueError(f"{', '.join(arguments)}: only recipes are trained, and none is named")
-    compare_runs(names, configs, out, data=given.get("data", {}), fresh=given["fresh"])
+    command = shlex.join(["vqkit", "compare", *words])
+    data = given.get("data", {})
+    compare_runs(names, configs, out, data=data, fresh=given["fresh"], command=command)
 
 
 def compare_runs(
@@ -61,6 +69,7 @@ def compare_runs(
     data: dict[str, Any],
     fresh: bool = False,
     note: str = "",
+    command: str = "",
 ) -> None:
     """Train `configs`, load the other names, write and print the comparison."""
     from vqkit.data import load_images
@@ -72,12 +81,24 @@ def compare_runs(
     images = load_images(held_out)  # before hours of training
     folders = train_all(list(configs.values()), out, fresh=fresh)
     trained = {name: load(str(folder)) for name, folder in zip(configs, folders, strict=True)}
-    loaded = [(others | trained)[name][0] for name in dict.fromkeys(names)]
+    called = list(dict.fromkeys(names))
+    loaded = _distinct([(others | trained)[name][0] for name in called], called)
     where = place_of(held_out)
     tell(f"measuring {len(loaded)} tokenizers on {len(images):,} images of {where}")
-    result = compare(_distinct(loaded, list(dict.fromkeys(names))), images, out, note=note)
+    result = compare(loaded, images, out, note=note)
     say(result.table)
     say(f"\ntable:   {result.table_path}\npicture: {result.picture_path}")
+    paths = dict(zip(configs, map(str, folders), strict=True))
+    page = write_comparison_report(
+        loaded,
+        [paths.get(name, name) for name in called],
+        result.evaluations,
+        images,
+        out / "report.html",
+        command=command,
+        note=note,
+    )
+    say(f"report:  {page}")
 
 
 def _common_images(configs: Sequence[RunConfig | None], changes: dict[str, Any]) -> DataConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def run(words: Sequence[str]) -> None:
     held-out ones.
 
     The photographs come with scikit-image and scikit-learn (pip install 'vqkit[train,demo]').
+    At the end stands the path of a page with all of it, to be opened in a browser.
     Ctrl-C stops it, and the same command goes on; finished runs are not trained again.
     """
     options = Options("demo", run.__doc__)
@@ -44,4 +46,7 @@ def run(words: Sequence[str]) -> None:
     }
     tell(f"{len(configs)} runs of {steps} steps on built-in photographs → {out}")
     tell(NO_BENCHMARK)
-    compare_runs(RECIPES, configs, out, data={}, fresh=given["fresh"], note=NO_BENCHMARK)
+    command = shlex.join(["vqkit", "demo", *words])
+    compare_runs(
+        RECIPES, configs, out, data={}, fresh=given["fresh"], note=NO_BENCHMARK, command=command
+    )

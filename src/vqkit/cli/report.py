@@ -1,0 +1,181 @@
+"""`vqkit report`: one page about any number of runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqkit.cli.analyze_parts import progress_of
+from vqkit.cli.console import plain_warnings, say, tell
+from vqkit.cli.options import Options, split_names
+from vqkit.cli.runs import place_of, test_images
+from vqkit.config import DataConfig
+
+if TYPE_CHECKING:
+    from vqkit.data import ImageSet
+    from vqkit.evaluation import Evaluation
+    from vqkit.evaluation.comparison import Contestant
+    from vqkit.report import Run
+
+
+def run(words: Sequence[str]) -> None:
+    """Write one self-contained HTML page about any number of runs, to be opened in a browser.
+
+    A NAME is the folder of a run, the folder of a tokenizer, or the JSON file of an evaluation. The
+    page has a sortable table, quality over rate, the same pictures through every run, use of the
+    codes, training curves, cost, settings that differ, and provenance; what a run lacks is said.
+    A run without an `evaluation.json` is measured first, on its own test images or those of
+    --data.*; where these are its own, the numbers are kept in its folder.
+    """
+    names, rest = split_names(words)
+    options = Options("report NAME [NAME ...]", run.__doc__)
+    options.add("out", str, "file of the page, also -o; default report.html")
+    options.add("images", str, "folder of images to show; default the measured ones")
+    options.add("pictures", int, "images to show at most, the first ones; default 6, 0 for none")
+    options.add("title", str, "title of the page")
+    options.add("device", str, "cpu, or cuda for a GPU; default the GPU if there is one")
+    options.add_flag("as_is", "measure and compute nothing: only what the folders hold")
+    options.add_fields(DataConfig, "data.")
+    given = options.parse(["--out" if word == "-o" else word for word in rest])
+    if not names:
+        raise ValueError("run: none is named; give the folder of at least one run")
+    if given.get("pictures", 0) < 0:
+        raise ValueError(f"pictures={given['pictures']}: must be at least 0")
+    from vqkit.report import distinct, read_run, write_report
+
+    runs = distinct([read_run(name) for name in names])
+    images = None
+    if not given["as_is"]:
+        _to_device(runs, given.get("device"))
+        sets = _Sets(given.get("data", {}))
+        runs = [_measured(one, sets) for one in runs]
+        images, runs = _common_images(runs, sets)
+    report = write_report(
+        runs,
+        given.get("out", "report.html"),
+        images=images,
+        pictures=_pictures(given["images"], runs) if "images" in given else None,
+        command=shlex.join(["vqkit", "report", *words]),
+        progress=tell,
+        **({"title": given["title"]} if "title" in given else {}),
+        **({"num_pictures": given["pictures"]} if "pictures" in given else {}),
+    )
+    for one in report.runs:
+        for sentence in one.missing:
+            tell(f"{one.name}: {sentence}")
+    say(f"wrote {report.path}, {report.num_bytes / 1e6:.1f} MB: {len(report.runs)} runs")
+
+
+def write_comparison_report(
+    contestants: Sequence[Contestant],
+    places: Sequence[str],
+    evaluations: Sequence[Evaluation],
+    images: ImageSet,
+    out: Path,
+    *,
+    command: str,
+    note: str = "",
+) -> Path:
+    """Write the page of runs that were just compared, from their folders where they have one."""
+    from vqkit.report import Run, read_run, write_report
+
+    runs = []
+    for one, place, found in zip(contestants, places, evaluations, strict=True):
+        if Path(place).expanduser().is_dir():
+            read = read_run(place, one.tokenizer)
+        else:
+            lacks = "a tokenizer from the hub: no curves and settings of the training."
+            read = Run(name=one.name, place=place, tokenizer=one.tokenizer, missing=(lacks,))
+        runs.append(replace(read, name=one.name, evaluations=(found,)))
+    report = write_report(runs, out, images=images, note=note, command=command, progress=tell)
+    return report.path
+
+
+class _Sets:
+    """Image sets, each opened once."""
+
+    def __init__(self, changes: dict[str, Any]) -> None:
+        self.changes = changes
+        self._opened: dict[DataConfig, ImageSet] = {}
+
+    def of(self, run: Run) -> tuple[DataConfig, ImageSet] | None:
+        """Return the images that a run is measured on; None if nothing names any."""
+        from vqkit.data import load_images
+
+        config = run.config
+        if not self.changes and (config is None or config.test_data is None):
+            return None
+        data = test_images(config, self.changes)
+        if data not in self._opened:
+            self._opened[data] = load_images(data)
+        return data, self._opened[data]
+
+
+def _measured(run: Run, sets: _Sets) -> Run:
+    """Return a run with an evaluation, measured now if it has none and there are images."""
+    from vqkit.evaluation import evaluate
+
+    if run.evaluations or run.tokenizer is None:
+        return run
+    try:
+        found = sets.of(run)
+    except (ValueError, OSError, ImportError) as error:
+        if sets.changes:
+            raise
+        return run.lacks(f"it was not measured: {error}.")
+    if found is None:
+        return run.lacks("it was not measured: it names no test images; give --data.path.")
+    data, images = found
+    taken = run.tokenizer.config.network.image_channels
+    if taken != images.channels:
+        return run.lacks(f"it was not measured: it takes images of {taken} channels.")
+    tell(f"measuring {run.name} on {len(images):,} images of {place_of(data)}")
+    with plain_warnings():
+        evaluation = evaluate(
+            run.tokenizer, images, batch_size=16, name=run.name, progress=progress_of(run.name)
+        )
+    if run.config is not None and data == run.config.test_data:
+        evaluation.save(Path(run.place).expanduser() / "evaluation.json")
+    return replace(run, evaluations=(evaluation,))
+
+
+def _common_images(runs: list[Run], sets: _Sets) -> tuple[ImageSet | None, list[Run]]:
+    """Return the images that all runs are shown on: those of the first run that names some."""
+    for one in runs:
+        try:
+            found = sets.of(one)
+        except (ValueError, OSError, ImportError) as error:
+            if sets.changes:
+                raise
+            runs = [
+                run.lacks(f"its test images cannot be shown: {error}.") if run is one else run
+                for run in runs
+            ]
+            continue
+        if found is not None:
+            return found[1], runs
+    return None, runs
+
+
+def _pictures(path: str, runs: Sequence[Run]) -> ImageSet:
+    """Open a folder of images, in the colours that the first tokenizer takes."""
+    from vqkit.data import load_images
+
+    taken = [run.tokenizer.config.network.image_channels for run in runs if run.tokenizer]
+    channels: Any = taken[0] if taken else 3
+    return load_images(DataConfig(source="folder", path=path, channels=channels))
+
+
+def _to_device(runs: Sequence[Run], device: str | None) -> None:
+    import torch
+
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    for run in runs:
+        if run.tokenizer is not None:
+            try:
+                run.tokenizer.to(device or usual)
+            except (RuntimeError, AssertionError) as error:  # torch's way to refuse a device
+                raise ValueError(f"device={device!r}: {error}") from error

@@ -1,0 +1,444 @@
+"""The report: what it reads of runs, what it computes, and what stands on its page."""
+
+import base64
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from report_runs import HOSTILE, make_tokenizer, measure, write_pictures, write_run
+
+from vqkit.cli import main
+from vqkit.data import load_images
+from vqkit.evaluation import Rosetta
+from vqkit.report import Run, distinct, gallery, read_run, write_report
+from vqkit.report.axes import axis_over
+from vqkit.report.counting import count_codes
+from vqkit.report.details import flat, settings_section
+from vqkit.report.markup import Markup, joined, tag
+from vqkit.report.pictures import data_uri, error_uri, make_gallery, palette
+from vqkit.report.plots import MAX_POINTS, RatePoint, front, thinned
+from vqkit.report.quality import protocol_list, quality_table, value_of
+from vqkit.report.rosetta import rosetta_section
+from vqkit.report.usage import _grouped
+
+NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs that were measured, on the same three pictures."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = write_pictures(folder / "pictures")
+    for seed, name in enumerate(("first", "second")):
+        write_run(folder / name, data, name=name, seed=seed, num_codes=8 * (seed + 1))
+        measure(folder / name, data, name)
+    return [read_run(folder / name) for name in ("first", "second")]
+
+
+@pytest.fixture(scope="module")
+def images(runs):
+    return load_images(runs[0].config.test_data)
+
+
+class Page(HTMLParser):
+    """What a page holds."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self._open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, name, attributes):
+        self.tags.append((name, dict(attributes)))
+        self._open.append(name)
+
+    def handle_endtag(self, name):
+        if name in self._open:
+            while self._open.pop() != name:
+                pass
+
+    def handle_data(self, words):
+        if not {"script", "style"} & set(self._open):
+            self.text.append(words)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+    def all(self, name):
+        return [attributes for found, attributes in self.tags if found == name]
+
+
+# ------------------------------------------------------------------ markup
+
+
+def test_what_is_no_markup_is_escaped():
+    made = tag("p", HOSTILE, tag("b", "a & b"), title=HOSTILE, hidden="", id=None)
+    assert "<script>" not in made
+    assert "<img" not in made
+    assert made.endswith("<b>a &amp; b</b></p>")
+    page = Page(made)
+    assert page.tags == [("p", {"title": HOSTILE, "hidden": None}), ("b", {})]
+    assert page.text == [HOSTILE, "a & b"]
+    assert joined("<", Markup("<br/>"), 3, None) == "&lt;<br/>3"
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_a_run_folder_is_read_whole(runs):
+    first = runs[0]
+    assert (first.name, first.missing) == ("first", ())
+    assert first.log[-1]["step"] == 40
+    assert first.result["seconds"] == 90
+    assert first.evaluation.num_images == 3
+    assert first.config.seed == 0
+    assert not first.tokenizer.training
+
+
+def test_what_a_run_lacks_is_said(tmp_path):
+    data = write_pictures(tmp_path / "pictures", 1)
+    folder = write_run(tmp_path / "run", data)
+    (folder / "tokenizer" / "model.safetensors").unlink()
+    (folder / "log.jsonl").write_text("{broken\n", encoding="utf-8")
+    (folder / "evaluation.json").write_text("{}", encoding="utf-8")
+    said = " ".join(read_run(folder).missing)
+    for part in ("log.jsonl cannot be read", "tokenizer cannot be loaded", "evaluation.json is"):
+        assert part in said
+    (folder / "result.json").unlink()
+    (folder / "log.jsonl").write_text('{"step": 7}\n', encoding="utf-8")
+    assert "not finished; its log ends at step 7" in " ".join(read_run(folder).missing)
+
+
+def test_tokenizers_and_evaluations_alone(runs, tmp_path):
+    place = runs[0].place
+    lone = read_run(f"{place}/tokenizer")
+    assert lone.name == "first/tokenizer"
+    assert lone.tokenizer is not None
+    assert lone.settings is None
+    measured = read_run(f"{place}/evaluation.json")
+    assert measured.evaluation == runs[0].evaluation
+    assert "no pictures" in measured.missing[0]
+    with pytest.raises(ValueError, match="no folder of a run"):
+        read_run(tmp_path)
+
+
+def test_runs_of_one_name_are_told_apart(runs):
+    again = distinct([replace(run, name="same") for run in runs])
+    assert [run.name for run in again] == ["/".join(r.place.split("/")[-2:]) for r in runs]
+    twice = distinct([runs[0], runs[0]])
+    assert len({run.name for run in twice}) == 2
+    with pytest.raises(ValueError, match="different names"):
+        write_report([runs[0], runs[0]], "unused.html")
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def test_the_best_of_those_measured_alike_is_marked(runs):
+    table = Page(str(quality_table(runs)))
+    cells = [a for name, a in table.tags if name == "td" and a.get("class") == "best"]
+    expected = 0
+    for name, better in (("psnr", max), ("ssim", max), ("l1", min), ("l2", min)):
+        values = [value_of(run.evaluation, name) for run in runs]
+        expected += values.count(better(values))
+        assert repr(better(values)) in [cell["data-v"] for cell in cells]
+    assert len(cells) == expected
+    alone = Page(str(quality_table(runs[:1])))
+    assert not [a for a in alone.all("td") if a.get("class") == "best"]
+
+
+def test_other_protocols_have_their_own_best(runs):
+    found = runs[1].evaluation
+    other = replace(found, protocol=replace(found.protocol, psnr_cap=50.0))
+    table = Page(str(quality_table([runs[0], replace(runs[1], evaluations=(other,))])))
+    assert not [a for a in table.all("td") if a.get("class") == "best"]
+    assert [w for w in table.text if w in ("[1]", "[2]")][:2] == ["[1]", "[2]"]
+
+
+def test_remarks_on_numbers_are_said_once(runs):
+    noted = []
+    for run, value in zip(runs, (3.0, None), strict=True):
+        first, *rest = run.evaluation.metrics
+        fid = replace(first, name="fid", unit="", value=value, spread=0.25, note="too few.")
+        evaluation = replace(run.evaluation, metrics=(first, *rest, fid))
+        noted.append(replace(run, evaluations=(evaluation,)))
+    words = Page(str(joined(quality_table(noted), protocol_list(noted)))).words
+    assert words.count("too few.") == 1
+    assert "FID of first, second: too few." in words
+    assert "3.00 ± 0.25" in words
+
+
+def test_other_protocols_stand_side_by_side(runs, tmp_path):
+    found = runs[0].evaluation
+    moved = [
+        replace(m, value=m.value + 1.5) if m.name == "psnr" else m
+        for m in found.metrics
+        if m.name != "l2"
+    ]
+    protocol = replace(found.protocol, name="other", psnr_cap=50.0)
+    other = replace(found, metrics=tuple(moved), protocol=protocol)
+    both = Rosetta(evaluations=(found, other))
+    page = Page(str(rosetta_section([replace(runs[0], rosetta=both.to_dict()), runs[1]])))
+    psnr = found.value("psnr")
+    assert f"{psnr:.2f} {psnr + 1.5:.2f} (+1.50)" in page.words
+    assert f"{found.value('l2'):.6f} –" in page.words
+    assert protocol.id in page.words
+    assert rosetta_section(runs) is None
+    folder = tmp_path / "run"
+    write_run(folder, runs[0].config.test_data)
+    both.save(folder / "rosetta.json")
+    assert read_run(folder).rosetta == both.to_dict()
+
+
+def points(seed):
+    source = torch.Generator().manual_seed(seed)
+    values = torch.randint(1, 6, (7, 2), generator=source).tolist()
+    return [
+        RatePoint(number=i, name=str(i), rate=r, entropy_rate=None, quality=q)
+        for i, (r, q) in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("direction", [1, -1])
+def test_front(seed, direction):
+    given = points(seed)
+    found = {(p.rate, p.quality) for p in front(given, direction)}
+    expected = {
+        (p.rate, p.quality)
+        for p in given
+        if not any(
+            o.rate <= p.rate
+            and direction * o.quality >= direction * p.quality
+            and (o.rate, o.quality) != (p.rate, p.quality)
+            for o in given
+        )
+    }
+    assert found == expected
+
+
+def test_codes_are_counted_by_book_and_slot(images):
+    tokenizer = make_tokenizer(num_codes=8)
+    ids = torch.cat([tokenizer.encode(images.image(i)[None]).flatten(0, -2) for i in range(3)])
+    found = count_codes(tokenizer, images, batch_size=2)
+    assert (found.num_images, found.of_images) == (3, 3)
+    (book,) = found.books
+    drawn = [int((ids == code).sum()) for code in range(8)]
+    assert book.draws.tolist() == sorted((n for n in drawn if n), reverse=True)
+    assert book.slot_used == tuple(len(set(ids[:, slot].tolist())) for slot in range(3))
+    slots = [sum(code in ids[:, slot] for slot in range(3)) for code in range(8)]
+    assert book.shared == tuple(slots.count(n) for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize("slots", [2, 8, 9, 16, 64])
+def test_groups_of_slots_hold_every_code_once(slots):
+    numbers = [i + 1 for i in range(slots + 1)]
+    groups = _grouped(numbers)
+    assert sum(n for _, n in groups) == sum(numbers)
+    assert len(groups) <= 9
+
+
+def test_only_settings_that_differ_are_in_the_table(runs):
+    page = Page(str(settings_section(runs)))
+    heads = [a for a in page.all("th") if a.get("scope") == "row"]
+    differ = {
+        name
+        for name in flat(runs[0].settings)
+        if flat(runs[0].settings)[name] != flat(runs[1].settings).get(name)
+    } - {"name"}
+    assert differ == {"quantizer.args.num_codes", "optim.lr", "seed"}
+    assert len(heads) == len(differ)
+    assert all(name in "".join(page.text) for name in differ)
+
+
+# ------------------------------------------------------------------ drawings
+
+
+def test_axes():
+    even = axis_over([0.0, 10.0], 0, 100, room=0)
+    assert [even.place(v) for v in (0, 5, 10)] == [0, 50, 100]
+    assert even.ticks(5) == [0, 2, 4, 6, 8, 10]
+    wide = axis_over([0.1, 10.0], 100, 0)
+    assert wide.log
+    assert wide.place(1.0) == pytest.approx(50)
+    assert wide.ticks(5) == pytest.approx([0.1, 0.3, 1, 3, 10])
+    for same in ([3.0], [0.0], [], [math.inf]):
+        axis = axis_over(same, 0, 10, room=0)
+        assert axis.low < axis.high
+        assert axis.ticks()
+    assert axis_over([-1.0, 100.0], 0, 1, log=True).log is False
+
+
+def test_long_curves_are_thinned_out():
+    long = [(float(i), math.nan if i == 5 else 1.0) for i in range(10_000)]
+    kept = thinned(long)
+    assert len(kept) == MAX_POINTS
+    assert kept[0] == long[0]
+    assert kept[-1] == long[-1]
+    assert all(math.isfinite(value) for _, value in kept)
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def decoded(uri):
+    kind, _, content = uri.partition(";base64,")
+    assert kind in ("data:image/webp", "data:image/png")
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_stored_without_loss(channels, generator):
+    image = torch.randint(256, (channels, 13, 17), dtype=torch.uint8, generator=generator)
+    found = np.asarray(decoded(data_uri(image)).convert("RGB"))
+    assert (found == image.expand(3, -1, -1).permute(1, 2, 0).numpy()).all()
+
+
+def test_error_maps_have_one_scale(runs, images):
+    made, told = make_gallery(runs, images)
+    assert [run.missing for run in told] == [(), ()]
+    errors = [p.error(run.name) for p in made.pictures for run in runs]
+    assert made.largest == max(float(e.max()) for e in errors)
+    assert made.scale <= made.largest
+    picture = made.pictures[0]
+    naive = picture.rebuilt["first"][:, 3, 4].float() - picture.original[:, 3, 4].float()
+    assert float(picture.error("first")[3, 4]) == pytest.approx(float(naive.abs().mean()))
+    flat_map = np.asarray(decoded(error_uri(torch.tensor([[0.0, 5.0, 10.0, 99.0]]), 10.0)))
+    colours = palette()
+    assert (flat_map[0] == colours[[0, 128, 255, 255]]).all()
+    lightness = colours @ np.array([0.2126, 0.7152, 0.0722])
+    assert (np.diff(lightness) >= -0.5).all(), "the scale reads without colour"
+
+
+def test_a_page_has_no_more_pictures_than_it_can_carry(runs, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "MAX_BYTES", 1)
+    page = Page(write(runs, tmp_path, images=images))
+    assert "The first 1 of 3 images" in page.words
+    assert "3 were asked for" in page.words
+
+
+def test_tokenizers_of_other_images_have_none(runs, images, tmp_path):
+    grey = Run(name="grey", tokenizer=make_tokenizer(channels=1))
+    page = Page(write([runs[0], grey], tmp_path, images=images))
+    assert "it takes images of 1 channels" in page.words
+
+
+# ------------------------------------------------------------------ the page
+
+
+def write(runs, folder, **settings):
+    report = write_report(runs, folder / "page.html", now=NOW, **settings)
+    content = report.path.read_bytes()
+    assert report.num_bytes == len(content)
+    return content.decode()
+
+
+def test_the_page_needs_nothing_else(runs, images, tmp_path):
+    text = write(runs, tmp_path, images=images, command="vqkit report first second")
+    page = Page(text)
+    for _, attributes in page.tags:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert "@import" not in text
+    assert not re.search(r"url\(\s*['\"]?http", text)
+    assert "default-src 'none'" in text
+    sections = [a["id"] for a in page.all("section")]
+    assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in sections]
+    assert sections[:3] == ["quality", "rate", "pictures"]
+    assert "missing" not in sections
+    assert "Written 2026-01-02 03:04 UTC" in page.words
+    assert runs[0].evaluation.protocol.id in page.words
+    assert runs[0].evaluation.protocol.describe() in page.words
+    assert write(runs, tmp_path, images=images, command="vqkit report first second") == text
+
+
+def test_every_picture_can_be_read_out(runs, images, tmp_path):
+    page = Page(write(runs, tmp_path, images=images))
+    pictures = [a for a in page.all("img") if a.get("src")]
+    assert len(pictures) == 3 + 3 * (1 + 2 * len(runs))  # thumbnails; originals, runs and errors
+    assert all(a.get("alt") for a in pictures)
+    labels = [a.get("aria-label") for a in page.all("svg") if a.get("aria-hidden") != "true"]
+    assert labels
+    assert all(labels)
+
+
+def test_a_hostile_name_is_only_text(runs, images, tmp_path):
+    evil = replace(runs[0], name=HOSTILE, place=HOSTILE, settings={"a": HOSTILE, "b": {}})
+    evil = evil.lacks(HOSTILE)
+    text = write([evil, runs[1]], tmp_path, images=images, title=HOSTILE, note=HOSTILE)
+    page = Page(text)
+    assert len(page.all("script")) == 1
+    assert not any(name.startswith("on") for _, a in page.tags for name in a)
+    assert not [a for a in page.all("img") if a.get("src") == "x"]
+    assert page.words.count(HOSTILE) > 5
+
+
+def test_runs_without_anything_make_a_page_that_says_so(tmp_path):
+    page = Page(write([Run(name="bare", missing=("there is nothing.",))], tmp_path))
+    for said in (
+        "not measured",
+        "No pictures",
+        "no curves",
+        "No run has its settings",
+        "there is nothing.",
+    ):
+        assert said in page.words
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_command(runs, tmp_path, capsys):
+    out = tmp_path / "deep" / "report.html"
+    places = [runs[0].place, f"{runs[1].place}/evaluation.json"]
+    assert main(["report", *places, "-o", str(out), "--title", "Mine", "--pictures", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"wrote {out}")
+    assert "is an evaluation alone" in shown.err
+    page = Page(out.read_text(encoding="utf-8"))
+    assert "The first 1 of 3 images" in page.words
+    assert "Mine" in page.words
+    assert "vqkit report" in page.words
+
+
+def test_command_measures_what_was_not(tmp_path, capsys):
+    data = write_pictures(tmp_path / "pictures", 2)
+    folder, out = write_run(tmp_path / "run", data), tmp_path / "report.html"
+    assert main(["report", str(folder), "-o", str(out), "--as_is"]) == 0
+    assert "not measured" in Page(out.read_text(encoding="utf-8")).words
+    assert not (folder / "evaluation.json").exists()
+    other = write_pictures(tmp_path / "other", 1)
+    words = ["report", str(folder), "-o", str(out), "--images", other.path]
+    assert main(words) == 0
+    assert "measuring first on 2 images" in capsys.readouterr().err
+    kept = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert kept["data"]["num_images"] == 2
+    assert "The first 1 of 1 images" in Page(out.read_text(encoding="utf-8")).words
+
+
+def test_vanished_images_are_said(tmp_path, capsys):
+    data = write_pictures(tmp_path / "pictures", 1)
+    folder, out = write_run(tmp_path / "run", data), tmp_path / "report.html"
+    (tmp_path / "pictures").rename(tmp_path / "gone")
+    assert main(["report", str(folder), "-o", str(out)]) == 0
+    assert "it was not measured: data.path" in capsys.readouterr().err
+    assert "No pictures" in Page(out.read_text(encoding="utf-8")).words
+
+
+def test_command_refuses(tmp_path, capsys):
+    assert main(["report"]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path), "--pictures", "-1"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert "no folder of a run" in said[1]
+    assert "pictures=-1" in said[2]
