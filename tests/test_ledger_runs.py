@@ -1,0 +1,202 @@
+"""`vqkit reproduce` on tiny image sets: runs, what is taken as it is, what cannot run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import threading
+
+import numpy as np
+import pytest
+
+from vqkit.cli import main
+from vqkit.ledger import runs
+from vqkit.ledger.jobs import Length, jobs_of
+from vqkit.ledger.observed import read_observation
+from vqkit.ledger.runs import Bench, network_metrics, reproduce
+from vqkit.ledger.targets import cells_of
+
+PROTOCOLS = ("vqkit-default-1", "cvq-looc")
+
+
+def write_mnist(folder, *, train=8, test=3):
+    """Smooth pictures in MNIST's own files."""
+    source = np.random.default_rng(0)
+    folder.mkdir()
+    for name, count in (("train", train), ("t10k", test)):
+        coarse = source.integers(0, 256, (count, 7, 7), dtype=np.uint8)
+        pixels = coarse.repeat(4, axis=1).repeat(4, axis=2)
+        head = bytes((0, 0, 8, 3)) + struct.pack(">3I", count, 28, 28)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    return write_mnist(tmp_path_factory.mktemp("images") / "mnist")
+
+
+@pytest.fixture(scope="module")
+def trained(mnist, tmp_path_factory):
+    """A folder with the runs and observations of two rows; to be copied, not used."""
+    folder = tmp_path_factory.mktemp("trained")
+    found = reproduce(rows(mnist, 1, 3), bench(folder))
+    return folder, found
+
+
+@pytest.fixture
+def done(trained, tmp_path):
+    """A copy of those runs."""
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def rows(mnist, *numbers, **length):
+    cells = tuple(cell for cell in cells_of("looc-table5") if cell.row in numbers)
+    settings = Length(**({"num_steps": 2, "batch_size": 4} | length))
+    return jobs_of(cells, "mnist", path=str(mnist), length=settings)
+
+
+def bench(tmp_path, **changes):
+    settings = {"out": tmp_path / "runs", "ledger": tmp_path / "ledger", "protocols": PROTOCOLS}
+    return Bench(**(settings | changes))
+
+
+def test_rows_are_trained_and_measured(trained, mnist):
+    folder, (whole, looc) = trained
+    assert (whole.name, looc.name) == ("vq_vae_1024x128_mnist_2x4", "looc_8x4_mnist_2x4")
+    assert (whole.bits_per_pixel, looc.bits_per_pixel) == (0.625, 6.0)
+    assert whole.segments is None
+    assert looc.segments["num_segments"] == 32
+    assert looc.length == "2 of 234,000 steps, batch 4 (published 128), seed 42"
+    assert [one.protocol_name for one in looc.measurements] == list(PROTOCOLS)
+    assert looc.measurements[0].num_images == 3
+    psnr = [one.values["psnr"] for one in looc.measurements]
+    assert psnr[0] != psnr[1]  # JPEG files against pixels
+    assert str(mnist) not in json.dumps(looc.to_dict()), "no place of this machine"
+    assert read_observation(folder / "ledger" / f"{looc.name}.json") == looc
+
+
+def test_observed_rows_are_taken_as_they_are(done, mnist):
+    told: list[str] = []
+    jobs = rows(mnist, 1, 3)
+    again = reproduce(jobs, bench(done, out=done / "elsewhere", tell=told.append))
+    assert [one.name for one in again] == [job.observation for job in jobs]
+    assert all("was observed before" in line for line in told)
+    assert not (done / "elsewhere" / jobs[0].name).exists(), "nothing was trained"
+
+
+def test_an_observation_that_lacks_a_protocol_is_measured_again(done, mnist):
+    told: list[str] = []
+    jobs = rows(mnist, 3)
+    path = done / "ledger" / f"{jobs[0].observation}.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["measurements"][1]
+    del values["settings"]["optim"]["deterministic"]  # as if it were newer than the file
+    path.write_text(json.dumps(values), encoding="utf-8")
+    (found,) = reproduce(jobs, bench(done, tell=told.append))
+    assert [one.protocol_name for one in found.measurements] == list(PROTOCOLS)
+    assert "was trained before" in told[0]
+
+
+def test_an_observation_with_other_settings_is_refused(done, mnist):
+    (job,) = rows(mnist, 3)
+    path = done / "ledger" / f"{job.observation}.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["settings"]["optim"]["lr"] = 1.0
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ValueError, match="observed with other settings; delete it"):
+        reproduce([job], bench(done))
+
+
+def test_rows_of_another_process_are_left_to_it(done, mnist, monkeypatch):
+    pytest.importorskip("fcntl")
+    monkeypatch.setattr(runs, "POLL", 0.01)
+    jobs = rows(mnist, 1, 3)
+    waiting, told = threading.Event(), []
+
+    def tell(line):
+        told.append(line)
+        if line.startswith("waiting"):
+            waiting.set()
+
+    work = bench(done, tell=tell)
+    results = []
+    with runs._claimed(work.out / ".claims" / jobs[0].observation) as mine:
+        assert mine
+        thread = threading.Thread(target=lambda: results.append(reproduce(jobs, work)))
+        # Claims are locks of open files, so that another one in this process counts as foreign.
+        thread.start()
+        assert waiting.wait(60)
+    thread.join(60)
+    assert [one.name for one in results[0]] == [job.observation for job in jobs]
+    assert told[0].startswith(jobs[1].observation), "the free row went first"
+
+
+def test_networks_that_a_protocol_asks_for():
+    assert network_metrics("cvq-looc") == ("lpips_vgg", "fid")
+    assert network_metrics("vqkit-default-1") == ("fid", "lpips_vgg", "lpips_alex")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def words(mnist, tmp_path):
+    places = ["--out", str(tmp_path / "runs"), "--ledger", str(tmp_path / "ledger")]
+    return ["--path", str(mnist), "--num_steps", "2", "--batch_size", "4", *places]
+
+
+def test_command_runs_lists_and_writes_the_page(done, mnist, capsys):
+    page = done / "ledger.md"
+    given = ["--data", "mnist", "--rows", "3", *words(mnist, done), "--page", str(page)]
+    assert main(["reproduce", "looc-table5", *given]) == 0
+    printed = capsys.readouterr().out
+    assert ": 6 bits per pixel; vqkit-default-1:" in printed
+    assert "(2 of 234,000 steps, batch 4 (published 128), seed 42)" in printed
+    shown = "`looc_8x4_mnist_2x4`: 6 bits per pixel, 2 of 234,000 steps"
+    assert shown in page.read_text(encoding="utf-8")
+    assert main(["reproduce", "--list", "--ledger", str(done / "ledger")]) == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["looc-table5"][1:3] == ["150", "6"]  # PSNR, SSIM and l1 of two rows
+    assert lines["all"][1] == "1213"
+
+
+def test_command_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "dual-table3"]) == 2
+    said = capsys.readouterr().err
+    assert "missing: data set ms-coco (looked in data/ms_coco/train2014" in said
+    assert re.search(r"it takes, for 2 row\(s\): about 7\d0 GPU hours by arithmetic", said)
+    assert "vqkit train dual_ms_coco --num_codes 1024 --path data/ms_coco --name dual_1024" in said
+    assert main(["reproduce", "vqgan-lc-table4", "--rows", "1", "8"]) == 2
+    said = capsys.readouterr().err
+    assert "not run: vqgan-lc/4/1: RQ-Transformer is not in vqkit" in said
+    assert "not run: vqgan-lc/4/8: images drawn by GPT-404M on these tokens" in said
+    assert "a tokenizer of these rows: vqkit train lc_vqgan_fc --data_set imagenet" in said
+    assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "table: none is named"),
+        (["looc-table55"], "table='looc-table55': unknown; did you mean"),
+        (["looc-table5", "--rows", "11"], r"rows=\[11\]: no such row; known are 1 to 10"),
+        (["looc-table5", "--data", "ffhq"], "data='ffhq': these rows have mnist, cifar10"),
+        (["looc-table5", "--num_steps", "0"], "num_steps=0: must be at least 1"),
+    ],
+)
+def test_command_refuses(given, message, capsys):
+    assert main(["reproduce", *given]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_fresh_begins_anew(done, mnist, capsys):
+    given = ["--data", "mnist", "--rows", "3", *words(mnist, done)]
+    assert main(["reproduce", "looc-table5", *given, "--fresh"]) == 0
+    said = capsys.readouterr().err
+    assert "was trained before" not in said
+    assert "was observed before" not in said
+    assert "run 1 of 1: looc_8x4_mnist_2x4, step 2 of 2" in said
