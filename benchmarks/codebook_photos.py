@@ -35,7 +35,12 @@ POOL = 400_000
 ROWS: dict[str, dict[str, Any]] = {
     "vqgan_lc": {"recipe": "photos_lc"},
     "vqgan_lc, aligned": {"recipe": "photos_lc", "align": ALIGN},
-    "vqgan_lc, reselected": {"recipe": "photos_lc", "align": ALIGN, "pool": "pool"},
+    "vqgan_lc, reselected": {
+        "recipe": "photos_lc",
+        "align": ALIGN,
+        "pool": "pool",
+        "patience": 4.0,
+    },
     "vqgan_fc": {"recipe": "photos_lc_fc"},
     "vq_ema": {"recipe": "photos_lc_ema"},
 }

@@ -15,6 +15,8 @@ import torch
 import vqkit
 from vqkit.clustering import VectorSource, kmeans
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "lloyd": {"num_clusters": 40, "iterations": 8},
     "rounds": {"num_clusters": 300, "iterations": 3},  # k-means++ in rounds

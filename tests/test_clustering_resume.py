@@ -268,6 +268,7 @@ def start(case, folder, saves=0):
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_outright(tmp_path):
     """SIGKILL right after a save, and right before the next one gets its name."""
     process = start("minibatch", tmp_path, saves=5)

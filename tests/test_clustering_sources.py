@@ -254,6 +254,7 @@ json.dump({"rise": rise, "naive": naive, "centres": found.centres.tolist()}, sys
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is measured on Linux")
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
 def test_shards_larger_than_memory(kind, generator, tmp_path):

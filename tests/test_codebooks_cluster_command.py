@@ -60,7 +60,7 @@ def test_help_lists_the_verbs_and_misspelt_ones_get_a_suggestion(capsys):
         shown = capsys.readouterr().out
         assert all(verb in shown for verb in ("extract", "cluster", "describe", "merge"))
         assert all(verb in shown for verb in ("subset", "transfer"))
-    assert "codebook 'clutser': unknown; did you mean 'cluster'?" in refused(capsys, "clutser")
+    assert "verb='clutser': unknown; did you mean 'cluster'?" in refused(capsys, "clutser")
     assert "known are extract, cluster" in refused(capsys, "xyz")
     assert "num_codez: unknown option; did you mean --num_codes?" in refused(
         capsys, "cluster", "features", "--num_codez", 8

@@ -236,6 +236,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_parent_that_dies_leaves_no_orphans(folder):
     # No guard around the main program either: the workers do not import it again.
     command = [sys.executable, "-c", PARENT, str(folder), str(folder / "00.jpg")]

@@ -241,6 +241,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_normalise_like_one_on_the_joined_batch(two_processes):
     (first, _), (second, _) = two_processes
     whole, _ = work("batch")

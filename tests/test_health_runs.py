@@ -59,6 +59,7 @@ def test_images_that_are_all_alike_leave_one_code(tmp_path, caplog):
     assert log[-1]["norm_ratio"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_large_learning_rate_collapses_and_is_told_the_same_after_a_resume(
     images, tmp_path, monkeypatch
 ):
@@ -81,6 +82,7 @@ def test_a_large_learning_rate_collapses_and_is_told_the_same_after_a_resume(
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 130)
 
 
+@pytest.mark.slow
 def test_vectors_without_commitment_outgrow_their_codes(images, tmp_path):
     config = ill_config(
         images,
@@ -94,6 +96,7 @@ def test_vectors_without_commitment_outgrow_their_codes(images, tmp_path):
     assert log[-1]["norm_ratio"] > 1000
 
 
+@pytest.mark.slow
 def test_a_discriminator_that_must_win_is_told_to(images, tmp_path):
     adversarial = AdversarialConfig(
         start=0, width=8, num_layers=1, norm="none", lr=3e-2, adaptive_max=2e-4
@@ -128,7 +131,6 @@ def test_a_discriminator_that_does_not_learn_is_blind(images, tmp_path):
 
 # ------------------------------------------------------------------- in good health
 
-FAST = ("photos_looc", "photos_fsq")
 # VQGAN-LC as published leaves most codes behind in so few steps, and is told so.
 HEALTHY = [
     name
@@ -137,13 +139,11 @@ HEALTHY = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in HEALTHY]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEALTHY)
 def test_recipes_for_photographs_are_told_nothing(name, tmp_path):
-    steps = 160 if name in FAST else 300
     config = tiny(RECIPES[name]())
-    config = with_changes(config, optim__num_steps=steps, log__every=5, log__checkpoint_every=1000)
+    config = with_changes(config, optim__num_steps=300, log__every=5, log__checkpoint_every=1000)
     log = train(config, out=tmp_path / "run", progress=False).log
     assert said(log) == []
     assert not any("machine_warnings" in line for line in log)

@@ -292,6 +292,7 @@ def test_pickles_that_promise_what_is_not_there(pickled, reason, tmp_path):
         tensors_of(path)
 
 
+@pytest.mark.slow
 def test_deep_tuples_are_no_keys():
     # hash() of a deeply nested tuple would overflow the stack of the interpreter
     deep = b"K\x01" + b"\x85" * 3 * 10**5

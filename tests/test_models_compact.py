@@ -11,7 +11,8 @@ from training_runs import assert_same_run, run_config, write_images
 from vqkit.cli import main
 from vqkit.config import NetworkConfig, QuantizerConfig
 from vqkit.models import ImageTokenizer, TokenizerConfig, compacted, hub
-from vqkit.training import list_checkpoints, train
+from vqkit.training import list_checkpoints, run_folder, train
+from vqkit.weights import sha256_of
 
 NETWORK = NetworkConfig(hidden=8, residual_hidden=4, num_residual_blocks=1)
 FEATURES = torch.randn(40, 24, generator=torch.Generator().manual_seed(1))
@@ -219,9 +220,44 @@ def test_a_run_goes_on_without_its_codebook_file(tmp_path, monkeypatch):
     train(config, out=tmp_path / "whole", progress=False)
     shorter = replace(config, optim=replace(config.optim, num_steps=4))
     train(shorter, out=tmp_path / "parts", progress=False)
+    described = {"file": str(file), "sha256": sha256_of(file)}
     file.unlink()
     train(config, out=tmp_path / "parts", progress=False)
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 6)
+    # Everything that tells the settings still tells which file it was.
+    for folder in (tmp_path / "whole", tmp_path / "parts"):
+        record = json.loads((list_checkpoints(folder)[-1] / "trainer.json").read_text("utf-8"))
+        result = json.loads((folder / "result.json").read_text("utf-8"))
+        for settings in (
+            run_folder.read_settings(folder),
+            record["record"]["config"],
+            result["config"],
+        ):
+            assert settings["quantizer"]["args"]["features"] == described
+
+
+def test_a_codebook_file_is_hashed_once_for_a_run_that_checkpoints_often(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    hashed = []
+
+    def count(path):
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(run_folder, "sha256_of", count)
+    file = tmp_path / "codes.safetensors"
+    save_file({"codes": FEATURES}, file)
+    args = {"features": {"file": str(file)}, "dim": 3, "in_channels": None}
+    images = write_images(tmp_path / "images")
+    for steps in (2, 4):  # begun, and continued after it was checked
+        config = run_config(images, optim__num_steps=steps, log__checkpoint_every=1)
+        config = replace(config, quantizer=QuantizerConfig(preset="vqgan_lc", args=args))
+        train(config, out=tmp_path / "run", progress=False)
+    assert hashed == [file]
+    save_file({"codes": 2 * FEATURES}, file)
+    with pytest.raises(ValueError, match="other settings"):
+        train(config, out=tmp_path / "run", progress=False)
+    assert hashed == [file, file]
 
 
 def test_export_refuses_what_it_would_spoil(run, tmp_path, capsys):

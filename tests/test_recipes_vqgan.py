@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ PHOTOS = [name for title in GROUPS if title.startswith("Photographs, ") for name
 ALONE = {"dual_vq_vae", *GROUPS["Photographs, large codebooks"]}
 NAMES = [name for name, make in RECIPES.items() if not isinstance(make().network, NetworkConfig)]
 PAPERS = [name for name in NAMES if name not in PHOTOS]
+FAST = ("photos_vqgan", "dual_vq_vae", "lc_vqgan")
 LPIPS = {name for name in PAPERS if name != "dual_vq_vae"}
 
 
@@ -53,14 +55,19 @@ def quantizer_of(config):
 def rate(config, side):
     """Tokens and bits per pixel of an image, from the shapes that its networks give."""
     quantizer = quantizer_of(config)
-    with torch.device("meta"):
-        encoder, decoder = build_networks(config.network, quantizer.channels)
-        z = encoder(torch.empty(1, 3, side, side))
-        assert decoder(z).shape == (1, 3, side, side)
-    assert z.shape[1] == quantizer.channels
-    positions = z.shape[2] * z.shape[3]
+    positions = positions_of(config.network, quantizer.channels, side)
     bits = positions * quantizer.bits_per_position
     return positions * len(quantizer.slots), bits / side**2
+
+
+@cache
+def positions_of(network, channels, side):
+    with torch.device("meta"):
+        encoder, decoder = build_networks(network, channels)
+        z = encoder(torch.empty(1, 3, side, side))
+        assert decoder(z).shape == (1, 3, side, side)
+    assert z.shape[1] == channels
+    return z.shape[2] * z.shape[3]
 
 
 def side_of(config):
@@ -430,7 +437,9 @@ def pictures(tmp_path_factory):
     return DataConfig(source="folder", path=str(folder))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in NAMES]
+)
 def test_tiny_form_trains_with_its_discriminator(name, pictures, tmp_path):
     config = tiny(RECIPES[name](), pictures)
     config = with_changes(config, optim__num_steps=4, optim__batch_size=4)

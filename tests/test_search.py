@@ -108,10 +108,10 @@ def test_exact_ties_go_to_the_lowest_id_on_torch():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("metric", ["l2", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_batch_size_never_matters(backend, metric):
     # clustered data, so that near ties are many
-    vectors, codes = random_pair(300, 200, 8)
+    vectors, codes = random_pair(150, 200, 8)
     codes = codes[:20].repeat(10, 1) + 1e-7 * codes
     whole = nearest_with_scores(vectors, codes, metric, backend=backend)
     for size in (1, 3, 16, 128):
@@ -122,7 +122,7 @@ def test_batch_size_never_matters(backend, metric):
         assert torch.equal(torch.cat([p[1] for p in parts]), whole[1])
 
 
-@pytest.mark.parametrize("dim", [4, 100])
+@pytest.mark.parametrize("dim", [4, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("metric", METRICS)
 def test_block_size_never_matters(monkeypatch, dim, metric):
     vectors, codes = random_pair(40, 420, dim)

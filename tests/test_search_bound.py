@@ -114,7 +114,9 @@ def check_bound(seed, metric):
         assert bool(((scores - truth).abs() <= slack)[usable].all())
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "metric", [pytest.param(m, marks=[] if m == "l2" else [pytest.mark.slow]) for m in METRICS]
+)
 def test_scores_err_less_than_the_bound(metric):
     @settings(max_examples=100, deadline=None, derandomize=True, database=None)
     @given(st.integers(0, 2**32))

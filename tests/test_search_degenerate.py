@@ -11,6 +11,7 @@ from vqkit.search import METRICS, nearest, nearest_k
 from vqkit.search.candidates import Judge
 
 SLOW_BACKENDS = ["torch", "bf16"]
+FAR = (1e12, 1e16, 1e19, 1e37)
 
 
 @pytest.fixture
@@ -52,10 +53,14 @@ def broken_codebooks():
     )
 
 
-BROKEN = sorted(broken_codebooks()[1])
+FAST = ("all codes equal", "several codes far away", "tiny")
+BROKEN = [
+    pytest.param(what, marks=[] if what in FAST else [pytest.mark.slow])
+    for what in sorted(broken_codebooks()[1])
+]
 
 
-@pytest.mark.parametrize("backend", SLOW_BACKENDS)
+@pytest.mark.parametrize("backend", ["torch", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", BROKEN)
 def test_broken_codebooks_cost_little(what, backend, compared):
     vectors, books = broken_codebooks()
@@ -68,7 +73,9 @@ def test_broken_codebooks_cost_little(what, backend, compared):
 
 
 @pytest.mark.parametrize("what", BROKEN)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "metric", [pytest.param(m, marks=[] if m == "l2" else [pytest.mark.slow]) for m in METRICS]
+)
 def test_broken_codebooks_are_searched_right(what, metric):
     vectors, books = broken_codebooks()
     vectors, codes = vectors[:40, :15].contiguous(), books[what][:, :15].contiguous()
@@ -83,7 +90,7 @@ def test_broken_codebooks_are_searched_right(what, metric):
 
 
 @pytest.mark.parametrize("backend", SLOW_BACKENDS)
-@pytest.mark.parametrize("far", [1e4, 1e12, 1e16, 1e19, 1e37])
+@pytest.mark.parametrize("far", [1e4, *(pytest.param(x, marks=pytest.mark.slow) for x in FAR)])
 def test_vectors_far_from_all_codes(backend, far, compared):
     """Distances in float64 then differ by less than their last digit; directions still differ."""
     vectors, codes = random_pair(200, 1, 8)
@@ -103,7 +110,9 @@ def test_vectors_far_from_all_codes(backend, far, compared):
 
 
 @pytest.mark.parametrize("backend", SLOW_BACKENDS)
-@pytest.mark.parametrize("cluster", [1e-6, 1e-12, 1e-25])
+@pytest.mark.parametrize(
+    "cluster", [1e-6, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-12, 1e-25))]
+)
 def test_a_tight_cluster_and_one_code_far_away(backend, cluster):
     """The candidates must hold every code that float64 cannot tell from the best."""
     vectors, noise = random_pair(150, 3000, 4)

@@ -104,6 +104,7 @@ def test_wrong_types_and_k_are_named():
             nearest_k(torch.zeros(4, 3), torch.zeros(5, 3), k)
 
 
+@pytest.mark.slow
 def test_without_faiss_everything_works_on_torch():
     # hidden in a fresh interpreter: the default must not need it, and asking for it must say so
     code = (

@@ -114,11 +114,16 @@ def check_blocks_and_undo(seed, metric):
         check_blocks(seed, metric, patch)
 
 
-CHECKS = (check_ids, check_batches, check_k, check_blocks_and_undo)
+LONG = (check_batches, check_blocks_and_undo)
+CHECKS = (check_ids, check_k, *LONG)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    "metric", [pytest.param(m, marks=[] if m == "l2" else [pytest.mark.slow]) for m in METRICS]
+)
+@pytest.mark.parametrize(
+    "check", [check_ids, check_k, *(pytest.param(c, marks=pytest.mark.slow) for c in LONG)]
+)
 def test_property(check, metric):
     @settings(max_examples=30, deadline=None, derandomize=True, database=None)
     @given(SEEDS)

@@ -42,7 +42,9 @@ def random_case(num_vectors=300, num_codes=20, dim=3, seed=0):
     return vectors, codes, torch.rand(num_codes, generator=generator)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "metric", [pytest.param(m, marks=[] if m == "l2" else [pytest.mark.slow]) for m in METRICS]
+)
 def test_draw_inverts_the_cumulative_softmax(metric, monkeypatch):
     vectors, codes, uniforms = random_case()
     expected = reference_draw(vectors, codes, uniforms, metric)

@@ -331,20 +331,23 @@ def test_what_is_not_finite_stops_the_run_and_is_kept(kind, named, images, tmp_p
     assert result.log[-1]["step"] == 12
 
 
-def test_weights_that_are_not_finite_are_never_saved(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "left"), [(8, "the checkpoint of step 4 is good"), (4, "no checkpoint exists yet")]
+)
+def test_weights_that_are_not_finite_are_never_saved(step, left, images, tmp_path, monkeypatch):
     real = Trainer.step
 
     def spoil(self, batch):
         report = real(self, batch)
-        if self.done == 8:
+        if self.done == step:
             with torch.no_grad():
                 next(self.tokenizer.decoder.parameters())[0] = math.inf
         return report
 
     monkeypatch.setattr(Trainer, "step", spoil)
-    with pytest.raises(ValueError, match=r"step=8: .* not finite"):
+    with pytest.raises(ValueError, match=rf"step={step}: .* not finite; {left}; train in another"):
         train(run_config(images), out=tmp_path / "run", progress=False)
-    assert not (tmp_path / "run/step_00000008").exists()
+    assert not (tmp_path / f"run/step_{step:08}").exists()
 
 
 # ------------------------------------------------------------------- what it computes

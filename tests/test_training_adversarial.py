@@ -89,7 +89,7 @@ def plain_steps(config, count):
 
 
 @pytest.mark.parametrize("preset", ["looc", "dual", "gumbel"])
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", [pytest.param("none", marks=pytest.mark.slow), "batch"])
 def test_steps_equal_plain_ones(preset, norm, images):
     judge = dataclasses.replace(JUDGE, norm=norm)
     config = adversarial(images, preset, judge=judge)
@@ -102,7 +102,7 @@ def test_steps_equal_plain_ones(preset, norm, images):
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("preset", ["looc", "vq_ema"])
+@pytest.mark.parametrize("preset", ["looc", pytest.param("vq_ema", marks=pytest.mark.slow)])
 def test_parts_are_the_whole(preset, adaptive, images):
     """Also the adaptive weight, which is no sum over parts."""
     judge = dataclasses.replace(JUDGE, adaptive=adaptive, lecam=0.1, r1=1.0, r1_every=2)
@@ -183,7 +183,9 @@ def test_raw_terms_are_those_before_their_weights(images):
         assert raw == pytest.approx(report[f"quantizer.{half}.codebook_raw"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("preset", "accumulate"), [("looc", 1), ("dual", 2)])
+@pytest.mark.parametrize(
+    ("preset", "accumulate"), [("looc", 1), pytest.param("dual", 2, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(preset, accumulate, images, tmp_path):
     judge = dataclasses.replace(JUDGE, start=3, warmup=1, ramp=6, norm="batch", lecam=0.1, r1=0.1)
     changes = {

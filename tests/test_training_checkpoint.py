@@ -97,8 +97,8 @@ def full_disk(real, folder_name, file_name):
     ("module", "file_name"),
     [
         (model_files, "model.safetensors"),
-        (checkpoint, "optimizer.safetensors"),
-        (checkpoint, "trainer.json"),
+        pytest.param(checkpoint, "optimizer.safetensors", marks=pytest.mark.slow),
+        pytest.param(checkpoint, "trainer.json", marks=pytest.mark.slow),
     ],
 )
 def test_a_full_disk_leaves_the_previous_checkpoint(
@@ -129,7 +129,7 @@ def test_a_full_disk_before_any_checkpoint_says_so(images, tmp_path, monkeypatch
     "name",
     [
         "model.safetensors",
-        "trainer.json",
+        pytest.param("trainer.json", marks=pytest.mark.slow),
         pytest.param("optimizer.safetensors", marks=pytest.mark.slow),
         pytest.param("trainer.safetensors", marks=pytest.mark.slow),
         pytest.param("config.json", marks=pytest.mark.slow),

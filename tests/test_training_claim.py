@@ -46,6 +46,16 @@ def holder(tmp_path):
         process.kill()
 
 
+def test_a_claimed_folder_is_refused(tmp_path):
+    pytest.importorskip("fcntl")
+    refused = pytest.raises(ValueError, match="another process trains here")
+    with claimed(tmp_path / "run"), refused, claimed(tmp_path / "run"):
+        pass
+    with claimed(tmp_path / "run"):  # it is free again
+        pass
+
+
+@pytest.mark.slow
 def test_a_second_training_is_refused_until_the_first_is_gone(holder, images, tmp_path):
     pytest.importorskip("fcntl")
     config = run_config(images, optim__num_steps=2)
@@ -57,10 +67,12 @@ def test_a_second_training_is_refused_until_the_first_is_gone(holder, images, tm
     assert train(config, out=tmp_path / "run", progress=False).log[-1]["step"] == 2
 
 
-def test_others_of_several_processes_do_not_claim(holder, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+def test_others_of_several_processes_do_not_claim(tmp_path, monkeypatch):
     with claimed(tmp_path / "run"):
-        pass
+        monkeypatch.setenv("RANK", "1")
+        with claimed(tmp_path / "run"):
+            pass
+        monkeypatch.setenv("RANK", "0")
 
 
 def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
@@ -75,6 +87,7 @@ def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
 
 def test_a_process_whose_launcher_is_gone_is_asked_to_stop(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(os, "getppid", lambda: 3)
     with Interrupt() as interrupt:
         assert interrupt.received is None
         monkeypatch.setattr(os, "getppid", lambda: 1)

@@ -26,6 +26,8 @@ import vqkit
 from vqkit.config import to_dict
 from vqkit.training import list_checkpoints, train
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("training_runs.py")
 KILLS, KILLED_STEPS = 20, 3000
 """Ends of a run in the campaign, and its steps: more than those that fit between the ends."""
@@ -74,9 +76,9 @@ def flat(line, prefix=""):
     ("preset", "place", "step", "left"),
     [
         ("looc", "step", 7, 4),
-        pytest.param("sq_vae", "step", 11, 8, marks=pytest.mark.slow),
-        pytest.param("vq_ema", "save", 8, 4, marks=pytest.mark.slow),
-        pytest.param("dual", "step", 2, None, marks=pytest.mark.slow),
+        ("sq_vae", "step", 11, 8),
+        ("vq_ema", "save", 8, 4),
+        ("dual", "step", 2, None),
     ],
 )
 def test_killed_and_resumed_is_bit_for_bit_the_same(preset, place, step, left, images, tmp_path):
@@ -95,7 +97,6 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(preset, place, step, left, i
     assert torch.equal(*ids)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "accumulate"), [("looc", 2), ("gumbel", 2), ("sq_vae", 1)])
 def test_two_processes_are_one_on_the_whole_batch(preset, accumulate, images, tmp_path):
     config = run_config(
@@ -143,8 +144,8 @@ def assert_two_are_one(config, tmp_path):
     ("preset", "accumulate"),
     [
         ("dual", 1),
-        pytest.param("looc", 1, marks=pytest.mark.slow),
-        pytest.param("vq_ema", 1, marks=pytest.mark.slow),
+        ("looc", 1),
+        ("vq_ema", 1),
     ],
 )
 def test_two_processes_with_a_discriminator_are_one(preset, accumulate, images, tmp_path):
@@ -152,7 +153,6 @@ def test_two_processes_with_a_discriminator_are_one(preset, accumulate, images, 
     assert_two_are_one(config, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("place", "step"), [("one", 7), ("term", 6)])
 def test_two_processes_that_are_ended_go_on_bit_for_bit(place, step, images, tmp_path):
     """One of the two is killed outright; or both are told to end, save, and leave."""
@@ -204,7 +204,6 @@ def test_two_processes_ended_twenty_times_at_random(images, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "ended", KILLED_STEPS)
 
 
-@pytest.mark.slow
 def test_two_processes_resume_what_one_began(images, tmp_path):
     config = run_config(images, optim__num_steps=4, log__checkpoint_every=2, log__every=4)
     shorter = run_config(images, optim__num_steps=2, log__checkpoint_every=2, log__every=4)

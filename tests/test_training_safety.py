@@ -252,7 +252,7 @@ def test_a_signal_before_the_first_step_saves_nothing(images, tmp_path, monkeypa
 # ------------------------------------------------------------------------------ data
 
 
-@pytest.mark.parametrize("on_broken", ["fail", "skip"])
+@pytest.mark.parametrize("on_broken", ["fail", pytest.param("skip", marks=pytest.mark.slow)])
 def test_a_vanished_folder_is_survived(on_broken, tmp_path, monkeypatch):
     images = write_images(tmp_path / "images", count=80)
     config = run_config(images, data__on_broken=on_broken, optim__num_steps=10)
@@ -305,6 +305,7 @@ def test_files_that_break_in_the_middle_are_named(tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "run", 10)
 
 
+@pytest.mark.slow
 def test_a_vanished_validation_is_survived_too(images, tmp_path, monkeypatch):
     held = write_images(tmp_path / "held", count=4)
     data = DataConfig(source="folder", path=str(held))
@@ -353,16 +354,8 @@ def fail_at(monkeypatch, step, error, owner=TokenizerObjective, method="__call__
     monkeypatch.setattr(owner, method, failing)
 
 
-@pytest.mark.parametrize(
-    "preset",
-    [
-        "looc",
-        pytest.param("vq_ema", marks=pytest.mark.slow),
-        pytest.param("cvq", marks=pytest.mark.slow),
-        pytest.param("dual", marks=pytest.mark.slow),
-        pytest.param("sq_vae", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["looc", "vq_ema", "cvq", "dual", "sq_vae"])
 def test_out_of_memory_loses_no_step(preset, images, tmp_path, monkeypatch):
     parts = 1 if preset == "sq_vae" else 2
     make = run_config if preset == "sq_vae" else adversarial_config

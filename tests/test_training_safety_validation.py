@@ -166,7 +166,8 @@ def test_averaged_weights_are_looked_at(images, held, tmp_path):
 
 
 # Dropout, and random draws over the vectors of a step.
-@pytest.mark.parametrize("preset", ["dual", pytest.param("cvq", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["dual", "cvq"])
 def test_a_validation_leaves_no_trace_in_the_run(preset, images, held, tmp_path):
     train(validated(images, held, preset), out=tmp_path / "with", progress=False)
     train(run_config(images, preset), out=tmp_path / "without", progress=False)

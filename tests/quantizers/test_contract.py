@@ -101,7 +101,7 @@ def test_evaluation_writes_nothing(name):
 
 
 @every
-@pytest.mark.parametrize("auto_step", [True, False])
+@pytest.mark.parametrize("auto_step", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fresh_object_continues_bit_for_bit(name, auto_step):
     def steps(quantizer, first, count):
         quantizer.auto_step = auto_step

@@ -107,6 +107,7 @@ def measured(name, mode):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gumbel", "sq_vae"])
 def test_a_training_step_needs_what_was_predicted(name):
     """4,096 vectors and 8,192 codes: 128 MiB a tensor of scores."""
@@ -115,6 +116,7 @@ def test_a_training_step_needs_what_was_predicted(name):
     assert 0.98 * scores < rise < scores + blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gumbel", "sq_vae", "vq_vae"])
 def test_evaluation_never_holds_the_scores(name):
     rise, _, blocks = measured(name, "evaluate")

@@ -140,6 +140,7 @@ def test_a_failed_forward_leaves_no_trace(monkeypatch):
     assert torch.equal(quantizer(z).ids, twin(z).ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["looc", "dual", "cvq probrandom", "gumbel", "fsq", "rq"])
 def test_inside_a_compiled_model(name):
     """A foreign model compiled around the quantizer trains to the same bits as without."""

@@ -151,20 +151,22 @@ def test_random_pool_keeps_what_a_small_batch_cannot_replace():
 
 
 def test_probrandom_draws_by_the_softmax_of_similarities():
-    """Frequencies over many seeds against softmax over the vectors, within 4 standard errors."""
+    """Frequencies over many draws against softmax over the vectors, within 4 standard errors."""
     torch.manual_seed(3)
-    quantizer = cvq(2, 2, anchors="probrandom", metric="l2")
+    copies, steps = 100, 20
+    quantizer = cvq(2 * copies, 2, anchors="probrandom", metric="l2")
     leaf = leaf_of(quantizer)
     source, clock = leaf.rules[0].source, leaf.clock
     rows = torch.randn(1, 5, 2) * 0.7
     table = torch.randn(1, 2, 2) * 0.7
     weights = (-torch.cdist(table[0], rows[0]).square()).softmax(-1)
-    counts, trials = torch.zeros(2, 5), 2000
-    for _ in range(trials):
-        source.collect(rows, table, clock)
+    counts, trials = torch.zeros(2, 5), copies * steps
+    for _ in range(steps):  # every code draws for itself, equal codes too
+        source.collect(rows, table.repeat(1, copies, 1), clock)
         source.reduce(clock)
         clock.advance()
-        counts += (source.anchors[0][:, None] == rows[0][None]).all(-1).float()
+        drawn = (source.anchors[0][:, None] == rows[0][None]).all(-1).float()
+        counts += drawn.view(copies, 2, 5).sum(0)
     error = (weights * (1 - weights) / trials).sqrt()
     assert ((counts / trials - weights).abs() < 4 * error).all()
 

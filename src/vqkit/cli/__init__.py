@@ -1,8 +1,9 @@
 """The command `vqkit`: one table of commands, each a module of this room with a function `run`.
 
-Exit codes: 0; 1, `vqkit doctor` has found a problem; 2, bad input, or a run that cannot go on; 130,
-stopped by Ctrl-C; 143, stopped by SIGTERM (a pre-empted job). After 130 and 143 of a training the
-same command goes on where it stopped. Under torchrun the launcher has an exit code of its own.
+Exit codes: 0; 1, `vqkit doctor` or `vqkit lint` has found a problem; 2, bad input, or a run that
+cannot go on; 130, stopped by Ctrl-C; 143, stopped by SIGTERM (a pre-empted job). After 130 and 143
+of a training the same command goes on where it stopped. Under torchrun the launcher has an exit
+code of its own.
 
 This file answers `vqkit --help` and misspelt commands by itself, so that they need neither torch
 nor jsonargparse. What is wrong with the input, or ends a run, is a ValueError, OSError, ImportError
@@ -11,7 +12,6 @@ or MemoryError down in the library and one line on stderr here.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import keyword
 import os
@@ -19,16 +19,25 @@ import sys
 from collections.abc import Sequence
 
 from vqkit import __version__
+from vqkit.cli.verbs import choose
 
 COMMANDS = {
     "train": "train a tokenizer from a recipe or a file of settings",
     "evaluate": "measure a tokenizer: quality, code usage and rate side by side",
+    "reference": "statistics of an image set in a file, for FID and KID against it",
     "describe": "what a quantizer is made of and what it costs, before anything runs",
     "codebook": "codes from pretrained features: extract, cluster, merge, ...",
     "analyze": "how a codebook is used: figures and their numbers",
     "export": "a run's tokenizer in its smallest form, to publish",
     "import": "a published checkpoint of other code as a tokenizer",
+    "compress": "images as small .vqk files of tokens",
+    "decompress": "the images of .vqk files, with the tokenizer that wrote them",
+    "frequencies": "how often a tokenizer draws its codes: shortens .vqk files",
+    "lint": "tables of printed numbers, checked for what cannot be",
+    "rate-distortion": "quality over rate, beside PNG, JPEG, WebP and AVIF: curves, numbers",
     "compare": "train or load several runs; one table and one picture of them",
+    "report": "one page about any number of runs, to be opened in a browser",
+    "reproduce": "rows of published tables, run and measured; the ledger of them all",
     "doctor": "is a run well, and if not, what to do",
     "demo": "compare on built-in photographs, a few minutes on a CPU",
 }
@@ -36,13 +45,13 @@ COMMANDS = {
 _USAGE = """\
 usage: vqkit COMMAND [NAME ...] [--option value ...]
 
-{commands}
+{verbs}
 
   vqkit COMMAND --help   options of a command
   vqkit --version        version of vqkit
   --debug                with any command: the whole traceback of an error
 
-exit codes: 0; 1 a problem was found (doctor); 2 bad input, or a run that cannot go on;
+exit codes: 0; 1 a problem was found (doctor, lint); 2 bad input, or a run that cannot go on;
 130 stopped by Ctrl-C, 143 by SIGTERM: the same command goes on
 """
 
@@ -61,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt as stop:
-        resumes = words[:1] in (["train"], ["compare"], ["demo"])
+        resumes = words[:1] in (["train"], ["compare"], ["reproduce"], ["demo"])
         hint = "; the same command (less --fresh) goes on from here" if resumes else ""
         _complain(f"{str(stop) or 'interrupted'}{hint}")
         return int(getattr(stop, "exit_code", INTERRUPTED))
@@ -79,19 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        table = "\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())
-        sys.stdout.write(_USAGE.format(commands=table))
-        return OK
-    name, *rest = words
-    if name == "--version":
+    if words[:1] == ["--version"]:
         sys.stdout.write(f"vqkit {__version__}\n")
         return OK
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
-        raise ValueError(f"command={name!r}: unknown; {hint}")
-    module = f"{name}_" if keyword.iskeyword(name) else name  # `import` is in import_.py
+    chosen = choose(words, COMMANDS, _USAGE, kind="command")
+    if chosen is None:
+        return OK
+    name, rest = chosen
+    word = name.replace("-", "_")
+    module = f"{word}_" if keyword.iskeyword(word) else word  # `import` is in import_.py
     command = importlib.import_module(f"vqkit.cli.{module}")
     try:
         code = command.run(rest)

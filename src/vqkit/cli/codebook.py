@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 from typing import Final
 
-from vqkit.cli.console import say
+from vqkit.cli.verbs import choose
 
 VERBS: Final = {
     "extract": ("codebook_extract", "run", "features of images, with a vision model or none"),
@@ -30,15 +29,10 @@ usage: vqkit codebook VERB [NAME ...] [--option value ...]
 
 def run(words: Sequence[str]) -> int | None:
     """Run one verb; without any, list them."""
-    if not words or words[0] in ("-h", "--help"):
-        table = "\n".join(f"  {name:<10}{summary}" for name, (_, _, summary) in VERBS.items())
-        say(_USAGE.format(verbs=table).rstrip())
+    chosen = choose(words, {name: summary for name, (_, _, summary) in VERBS.items()}, _USAGE)
+    if chosen is None:
         return None
-    name, *rest = words
-    if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"
-        raise ValueError(f"codebook {name!r}: unknown; {hint}")
+    name, rest = chosen
     module, function, _ = VERBS[name]
     code: int | None = getattr(importlib.import_module(f"vqkit.cli.{module}"), function)(rest)
     return code

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from vqkit import __version__
 from vqkit.config import require
-from vqkit.models.files import write_whole
+from vqkit.models.files import write_beside
 from vqkit.models.settings import CODEBOOK
 
 FORMAT: Final = 1
@@ -78,15 +77,10 @@ def write_codebook(path: str | Path, book: CodebookFile) -> None:
     codes = book.codes.detach().cpu().contiguous()
     content = safetensors.torch.save({TENSOR: codes}, {CODEBOOK: record})
     require(not path.is_dir(), f"out={path}", "is a folder; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     try:
-        write_whole(part, content)
-        os.replace(part, path)
+        write_beside(path, content)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}, while writing {path}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_codebook(path: str | Path) -> CodebookFile:

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from vqkit.clustering.draws import Purpose, distinct_rows, uniforms
 from vqkit.codebooks.encoders import PatchEncoder, check_images
-from vqkit.codebooks.shards import WHITENING, write_beside
+from vqkit.codebooks.shards import WHITENING
 from vqkit.config import require
 from vqkit.data import BrokenImageError, ImageSet, to_float
 from vqkit.data.preparing import Pixels, corner
 from vqkit.data.workers import ordered
+from vqkit.models.files import write_beside
 
 SAMPLE_IMAGES = 4096
 """Images that whitening is fitted on; of a larger set as many are drawn."""

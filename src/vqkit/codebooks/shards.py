@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqkit.config import require
-from vqkit.models.files import write_whole
+from vqkit.models.files import write_beside
 from vqkit.weights import sha256_of
 
 FORMAT: Final = 1
@@ -269,17 +269,6 @@ def remove_set(folder: Path) -> None:
 def write_object(path: Path, values: dict[str, Any]) -> None:
     """Write JSON values whole or not at all."""
     write_beside(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_beside(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all, and wait until it has reached the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        write_whole(part, content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_object(path: Path) -> dict[str, Any]:

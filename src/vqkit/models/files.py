@@ -26,6 +26,8 @@ FORMAT: Final = 1
 """Version of the layout of the two files; raised when older code could misread newer files."""
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
+FREQUENCIES: Final = "frequencies.safetensors"
+"""How often codes are drawn, for the coder (room `tokens`); a model works without it."""
 
 
 def write_model(folder: Path, values: dict[str, Any], state: Mapping[str, Any]) -> None:
@@ -69,10 +71,20 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def write_beside(path: Path, content: bytes) -> Path:
+    """Write `path` whole or not at all and return it; its folder is made if needed.
+
+    Raises:
+        OSError: a full disk, say; what was there is left as it was, and nothing beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        write_whole(part, content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from vqkit.config import (
     require,
     to_dict,
 )
-from vqkit.models.files import sha256_of
 from vqkit.quantizers import PRESETS, GridQuantizer, build
+from vqkit.weights import sha256_of
 
 Presets = Mapping[str, Callable[..., GridQuantizer]]
 """Preset functions of the user, by name: `{"mine": my_preset}`."""

@@ -293,7 +293,7 @@ def vqgan_lc(
     """VQGAN-LC: clustered features (K, F) of a vision encoder behind a projector
     (arXiv:2406.11837, eq. 3; Table 9 varies `frozen` and `projector`, Table 10 `dim`: 8).
     Not the paper: `align`, a decay such as 0.9, keeps all codes where the vectors are (`Align`);
-    codes that are not drawn become other features of a `pool` (M, F) (`Reselect`)."""
+    codes that nobody draws become other features of a `pool` (M, F) (`Reselect`)."""
     width = features.shape[-1]
     head: nn.Module = nn.Identity()
     if projector:
@@ -305,8 +305,9 @@ def vqgan_lc(
     book = ProjectedCodebook(features, head, width, frozen=frozen)
     rules: list[UpdateRule] = [] if align is None else [Align(book, decay=align)]
     rules += [] if pool is None else [Reselect(book, pool, patience=patience)]
-    terms = _paid(codebook, commitment)
-    quantizer = VectorQuantizer(book, Nearest(metric), terms=terms, rules=rules)
+    quantizer = VectorQuantizer(
+        book, Nearest(metric), terms=_paid(codebook, commitment), rules=rules
+    )
     return GridQuantizer(quantizer, in_channels=in_channels)
 
 

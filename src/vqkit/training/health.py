@@ -42,17 +42,19 @@ def save_bad_batch(folder: Path, batch: Batch, step: int, problem: str, rank: in
     return folder / name
 
 
-def check_weights(model: nn.Module, step: int) -> None:
+def check_weights(model: nn.Module, step: int, saved: int) -> None:
     """Raise `ValueError` if a weight is not finite or a buffer holds NaN: not to be saved.
 
-    Infinity is legal in a buffer: a running best starts there.
+    `saved` is the step of the newest checkpoint, 0 if there is none. Infinity is legal in a buffer:
+    a running best starts there.
     """
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     bad += [name for name, b in model.named_buffers() if bool(torch.isnan(b).any())]
     if bad:
+        left = f"the checkpoint of step {saved} is good" if saved else "no checkpoint exists yet"
         raise ValueError(
-            f"step={step}: {', '.join(bad[:4])} hold values that are not finite; the checkpoint "
-            "before it is kept, resume from there with a smaller optim.lr or with optim.clip_norm"
+            f"step={step}: {', '.join(bad[:4])} hold values that are not finite; {left}; train in "
+            "another folder with a smaller optim.lr or with optim.clip_norm"
         )
 
 

@@ -50,6 +50,8 @@ class Run:
         self.finished = result is not None and result["steps"] == config.optim.num_steps
         if self.finished:
             return
+        self.settings = run_folder.settings_of(folder, config)
+        """As JSON values; the hash of a codebook's file is that of the file as the run began."""
         images = load_images(config.data)
         self.stream = BatchStream(
             images,
@@ -100,7 +102,7 @@ class Run:
             set_aside_newer(self.folder, self.trainer.done)
             run_folder.forget_result(self.folder)
             forget_stop(self.folder)
-            run_folder.write_settings(self.folder, self.config)
+            run_folder.write_settings(self.folder, self.settings)
         self.accelerator.wait_for_everyone()
 
     def _check_together(self, step: int) -> None:
@@ -206,7 +208,7 @@ class Run:
         """
         for model in (self.trainer.adversary, self.trainer.tokenizer):
             if model is not None:
-                health.check_weights(model, self.step)
+                health.check_weights(model, self.step, self.saved)
                 health.check_ranks_agree(model, self.accelerator.device, self.step)
         snapshot = self.trainer.snapshot(self._record())
         failure: OSError | None = None
@@ -233,7 +235,7 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Return what belongs to every result: settings, data, machine and time."""
         return {
-            "config": run_folder.config_to_json(self.config),
+            "config": self.settings,
             **self.data,
             "seconds": self._pace.seconds,
             **self.machine,

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +25,8 @@ from torch import Tensor
 
 from vqkit.config import RunConfig, from_dict, to_dict
 from vqkit.models import ImageTokenizer
-from vqkit.models.files import read_config, read_weights, sha256_of, write_whole
-from vqkit.models.settings import (
-    Presets,
-    config_from_values,
-    without_sources,
-    without_tensors,
-)
+from vqkit.models.files import read_config, read_weights, write_whole
+from vqkit.models.settings import Presets, config_from_values, without_sources, without_tensors
 from vqkit.training.checkpoint import (
     checkpoint_folder,
     list_checkpoints,
@@ -38,6 +34,7 @@ from vqkit.training.checkpoint import (
     verify_checkpoint,
 )
 from vqkit.training.folders import whole_folder
+from vqkit.weights import sha256_of
 
 SETTINGS: Final = "config.json"
 RESULT: Final = "result.json"
@@ -119,10 +116,20 @@ def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
         )
 
 
-def write_settings(folder: Path, config: RunConfig) -> None:
-    """Save the settings of a run."""
+def settings_of(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Return `config_to_json` for a run in `folder`, which it may continue.
+
+    The hash of a codebook's file that is gone since is taken over from the saved settings.
+    """
+    values = config_to_json(config)
+    _take_over_codebooks(read_settings(folder) or {}, values)
+    return values
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Save the settings of a run, as JSON values."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / SETTINGS, config_to_json(config))
+    _write_json(folder / SETTINGS, settings)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -238,12 +245,23 @@ def _describe(value: Any) -> Any:
         return described
     if isinstance(value, dict) and set(value) == {"file"}:
         path = Path(value["file"]).expanduser()
-        return {**value, "sha256": sha256_of(path)} if path.is_file() else value
+        return {**value, "sha256": _hash(path)} if path.is_file() else value
     if isinstance(value, dict):
         return {key: _describe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_describe(item) for item in value]
     return value
+
+
+def _hash(path: Path) -> str:
+    found = path.stat()
+    return _hash_once(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _hash_once(path: Path, size: int, changed: int) -> str:
+    """Hash a file once a process, as long as its size and time stay: it may have gigabytes."""
+    return sha256_of(path)
 
 
 def _take_over_codebooks(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -255,7 +273,7 @@ def _take_over_codebooks(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
             same = value.get("sha256") == was.get("sha256")
             unknown = "sha256" not in value or "sha256" not in was
             if same or (unknown and value["file"] == was.get("file")):
-                before[name] = wanted["quantizer"]["args"][name] = value | was
+                before[name] = wanted["quantizer"]["args"][name] = was | value
 
 
 def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:

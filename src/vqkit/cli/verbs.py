@@ -1,0 +1,34 @@
+"""The words that choose: commands of `vqkit`, verbs of a command; help, and a hint if misspelt."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+
+
+def choose(
+    words: Sequence[str], known: Mapping[str, str], usage: str, *, kind: str = "verb"
+) -> tuple[str, list[str]] | None:
+    """Return the verb that `words` begin with and the words after it; None if help was shown.
+
+    Args:
+        words: none, -h or --help show `usage`.
+        known: verb to its summary.
+        usage: the help; `{verbs}` in it becomes the list of verbs.
+        kind: what the verbs are called.
+
+    Raises:
+        ValueError: a verb that is not known, with the one most like it.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        width = max(map(len, known)) + 2
+        verbs = "\n".join(f"  {name:<{width}}{summary}" for name, summary in known.items())
+        sys.stdout.write(usage.format(verbs=verbs))
+        return None
+    name, *rest = words
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise ValueError(f"{kind}={name!r}: unknown; {hint}")
+    return name, rest
