@@ -79,6 +79,10 @@ def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
     with claimed(tmp_path / "new"):
         assert (tmp_path / "new").is_dir()
     assert not (tmp_path / "new").exists()
+    with claimed(tmp_path / "none" / "of" / "these"):
+        pass
+    assert not (tmp_path / "none").exists()
+    assert tmp_path.exists()
     (tmp_path / "old").mkdir()
     with claimed(tmp_path / "old"):
         pass

@@ -66,6 +66,19 @@ def test_patience_counts_vectors_per_code():
     assert moved == [False, False, True, True]
 
 
+def test_a_feature_must_be_closer_than_the_code_that_is_there():
+    quantizer, pool = quantizer_and_pool(patience=0.5)
+    book = quantizer.quantizer.codebook
+    book.features[:4] = pool[:4]
+    rule_of(quantizer).pool[:4] = 50.0  # so that no feature is as close as these codes are
+    before = book.features.clone()
+    z = book.projector(pool[:4]).detach().repeat(16, 1).view(1, 8, 8, 4).permute(0, 3, 1, 2)
+    for _ in range(3):
+        assert set(quantizer(z).ids.unique().tolist()) == {0, 1, 2, 3}
+        quantizer.step()
+    assert torch.equal(book.features, before)
+
+
 def test_a_pool_that_is_used_up_changes_nothing():
     quantizer, pool = quantizer_and_pool(patience=0.5)
     rule = rule_of(quantizer)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vqkit.search import nearest
+from vqkit.search import nearest_with_scores
 
 from . import ranks
 from .clock import Clock
@@ -20,15 +20,19 @@ from .codebooks import Codebook, ProjectedCodebook
 from .records import Assigned
 from .updates import RowSample, UpdateRule, count_codes
 
+TRIED, MOST = 4, 1024
+"""Vectors that are tried for each code to be replaced, since not every one has a feature closer
+than its code; and in a step at most, since all of the pool is searched for them."""
+
 
 class Reselect(UpdateRule):
     """Replace codes that are not drawn by features whose projections lie among the vectors.
 
     A code that was not drawn while K times `patience` vectors went by is replaced (one that had
-    the share 1/K would be missed with probability exp(-patience)). For each of them a vector of
-    the step is drawn, and the nearest projected feature of the pool that is no code yet becomes
-    one. A step with fewer vectors than such codes leaves the others for the next. It is no part of
-    VQGAN-LC, and on a GPU the step waits for the number of these codes.
+    the share 1/K would be missed with probability exp(-patience)). Vectors of the step are drawn,
+    four for each such code and 1,024 at most; features of the pool that are no codes yet and lie
+    closer to one of them than its code become codes. Places for which there is none wait for the
+    next step. It is no part of VQGAN-LC, and on a GPU the step waits for the number of these codes.
 
     Args:
         codebook: frozen features behind a projector.
@@ -90,21 +94,31 @@ class Reselect(UpdateRule):
         self.waited[self.counts > 0] = 0
         idle = (self.waited > self.patience * codebook.num_codes).nonzero()[:, 0]
         vectors = self.sample.sorted()[1][0]
-        vectors = vectors[torch.isfinite(vectors).all(-1)][: len(idle)]
+        vectors = vectors[torch.isfinite(vectors).all(-1)][: min(TRIED * len(idle), MOST)]
         self.forget()
+        chosen = self._features_near(vectors, codebook, clock)[: len(idle)]
+        places = idle[: len(chosen)]
+        codebook.features[places] = self.pool[chosen]
+        self.row[places], self.waited[places] = chosen, 0
+
+    def _features_near(self, vectors: Tensor, codebook: Codebook, clock: Clock) -> Tensor:
+        """Return rows of the pool, each once, that are closer to one of vectors (n, D) than a code.
+
+        One that is not would be drawn by nobody either.
+        """
+        assert isinstance(codebook, ProjectedCodebook)
         free = torch.ones(len(self.pool), dtype=torch.bool, device=self.pool.device)
         free[self.row[self.row >= 0]] = False
         rows = free.nonzero()[:, 0]
         if not len(vectors) or not len(rows):
-            return
-        chosen = rows[nearest(vectors, codebook.projector(self.pool[rows]))]
-        # Two vectors may choose one feature: it becomes one code, and the other place waits on.
+            return rows[:0]
+        there = nearest_with_scores(vectors, codebook.compute(clock)[0].detach())[1]
+        ids, here = nearest_with_scores(vectors, codebook.projector(self.pool[rows]))
+        chosen = rows[ids[here > there]]
         order = torch.arange(len(chosen), device=chosen.device)
         first = torch.full((len(free),), len(order), device=chosen.device)
         own = first.scatter_reduce_(0, chosen, order, "amin")[chosen] == order
-        chosen, places = chosen[own], idle[: len(chosen)][own]
-        codebook.features[places] = self.pool[chosen]
-        self.row[places], self.waited[places] = chosen, 0
+        return chosen[own]
 
     def forget(self) -> None:
         """Clear the statistics of the step; how long codes have waited stays."""

@@ -22,8 +22,8 @@ def claimed(folder: Path) -> Iterator[None]:
     """Keep the folder of a run for this training; only the first of several processes claims it.
 
     The claim is a lock on the folder itself, which ends with the process however that ends. File
-    systems and platforms without such locks go without. A folder that is made here and left empty
-    is removed again.
+    systems and platforms without such locks go without. Folders that are made here and left empty
+    are removed again.
 
     Raises:
         ValueError: another process trains there, and still does after `WAIT` seconds.
@@ -31,15 +31,15 @@ def claimed(folder: Path) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    made = not folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     descriptor = _open(folder)
     try:
         yield
     finally:
         os.close(descriptor)
-        if made:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
 
 
 def _open(folder: Path) -> int:
