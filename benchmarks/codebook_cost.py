@@ -4,7 +4,7 @@
     python benchmarks/codebook_cost.py --quick                                  (tries it)
 
 VQGAN-LC's paper says that many codes cost almost nothing. Three codebooks in the networks and at
-the recipe of `photos_lc` (8 crops of 128 x 128 pixels a step, 2,048 vectors): frozen features of
+the recipe of `photos_lc` (8 crops of 128 x 128 pixels a step, 8,192 vectors): frozen features of
 768 numbers behind a projector (`vqgan_lc`), short codes trained by gradient (`vqgan_fc`) and moving
 averages (`vq_ema`), codes of 8 numbers each.
 """

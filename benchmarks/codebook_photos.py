@@ -44,6 +44,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "vqgan_fc": {"recipe": "photos_lc_fc"},
     "vq_ema": {"recipe": "photos_lc_ema"},
 }
+MEASURED = "measured.json"
 HEADER = (
     "method",
     "codes",
@@ -75,20 +76,33 @@ def pool(given: argparse.Namespace) -> Path:
     return file
 
 
-def codebook(given: argparse.Namespace, num_codes: int) -> tuple[Path, str]:
-    """Extract and cluster, or take what is there; return the file and what it took."""
+def codebook(given: argparse.Namespace, num_codes: int) -> Path:
+    """Extract and cluster, or take what is there; keep the seconds it took beside the file."""
     began = time.perf_counter()
     images = DataConfig(source="folder", path=str(given.train))
     encoder = PixelPatches(patch=8, stride=8, whiten="pca", dim=given.feature_dim)
     features = extract(images, encoder, given.work / "features")
-    file = given.work / f"codes_{num_codes}.safetensors"
     extracted = time.perf_counter()
-    cluster_into(
+    file: Path = given.work / f"codes_{num_codes}.safetensors"
+    _, made = cluster_into(
         file, given.work / "features", num_codes, init="random", iterations=given.iterations
     )
-    return file, (
-        f"{num_codes:,} codes of {features.num_vectors:,} features: extraction "
-        f"{extracted - began:.0f} s, clustering {time.perf_counter() - extracted:.0f} s"
+    if made:
+        seconds = {"extract": extracted - began, "cluster": time.perf_counter() - extracted}
+        found = {"codes": num_codes, "features": features.num_vectors, **seconds}
+        file.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
+    return file
+
+
+def cost(file: Path) -> str:
+    """Say what `codebook` kept of a file, if it made it in one go."""
+    kept = file.with_suffix(".json")
+    if not kept.exists():
+        return ""
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    return (
+        f"{found['codes']:,} codes of {found['features']:,} features: extraction "
+        f"{found['extract']:.0f} s, clustering {found['cluster']:.0f} s. "
     )
 
 
@@ -124,11 +138,11 @@ def usage(tokenizer: ImageTokenizer, data: DataConfig) -> dict[str, Any]:
 def measured(given: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
     """Train and measure one row, or take what is there."""
     folder = given.work / config.name
-    result = train(config, out=folder)
-    kept = folder / "measured.json"
+    kept = folder / MEASURED
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return found
+    result = train(config, out=folder)
     whole = DataConfig(source="folder", path=str(given.train))
     assert config.test_data is not None
     scores = evaluate(result.tokenizer, load_images(config.test_data), batch_size=4).to_dict()
@@ -173,6 +187,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     parser.add_argument("--sizes", type=int, nargs="*", default=[16_384, 100_000])
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--as-is", action="store_true", help="a page of the rows that are there")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--feature-dim", type=int, default=16)
@@ -182,16 +197,20 @@ def main() -> None:
     page = Page("Codebooks from pretrained features, on photographs", ABOUT)
     page.text(f"{torch.get_num_threads()} threads, {given.steps:,} steps of {given.batch} crops.")
     cells: list[list[object]] = []
-    costs: list[str] = []
+    costs = ""
     for num_codes in given.sizes:
-        file, cost = codebook(given, num_codes)
-        costs.append(cost)
+        file = given.work / f"codes_{num_codes}.safetensors"
+        if not given.as_is:
+            file = codebook(given, num_codes)
+        costs += cost(file)
         for name in given.only:
-            cells.append(
-                row(name, num_codes, measured(given, config_of(given, name, file, num_codes)))
-            )
+            config = config_of(given, name, file, num_codes)
+            if given.as_is and not (given.work / config.name / MEASURED).exists():
+                continue
+            cells.append(row(name, num_codes, measured(given, config)))
     page.table(HEADER, cells)
-    page.text("Making the codebooks: " + "; ".join(costs) + ".")
+    if costs:
+        page.text(f"Making the codebooks: {costs.strip()}")
     if given.page is not None:
         page.write(given.page)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vqkit.codebooks import CodebookFile, write_codebook
 from vqkit.config import DataConfig, RunConfig, from_dict, to_dict
 from vqkit.data import Batch
 from vqkit.models import ImageTokenizer, TokenizerConfig
@@ -125,3 +126,19 @@ def test_the_projected_table_is_made_once_a_forward_and_kept_in_evaluation(accum
     for part in images.split(2):
         tokenizer.decode(tokenizer.encode(part))
     assert len(calls) == 1
+
+
+def test_a_pool_is_another_file_of_the_same_encoder(tmp_path):
+    for name, rows, encoder in (("codes", 30, "one"), ("more", 90, "one"), ("others", 90, "two")):
+        provenance = {"features": {"encoder": {"sha256": encoder, "layer": None}}}
+        write_codebook(tmp_path / name, CodebookFile(torch.randn(rows, 24), provenance))
+    files = {"codebook": str(tmp_path / "codes"), "pool": str(tmp_path / "more")}
+    config = recipe("photos_lc")(**files, align=0.99, patience=2.0)
+    assert from_dict(RunConfig, to_dict(config)) == config
+    (leaf,) = quantizer_of(config).quantizer.leaves()
+    align, reselect = leaf.rules
+    assert (align.decay, reselect.patience, reselect.pool.shape) == (0.99, 2.0, (90, 24))
+    with pytest.raises(ValueError, match=r"pool.file=.*others': its features come from another"):
+        quantizer_of(recipe("photos_lc")(**{**files, "pool": str(tmp_path / "others")}))
+    with pytest.raises(ValueError, match=r"patience=2.0: is that of a pool; give one"):
+        recipe("photos_lc")(patience=2.0)
