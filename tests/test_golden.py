@@ -18,8 +18,7 @@ def on_cpu(monkeypatch):
 
 
 # The others differ from these in data and sizes only.
-FAST = {name for name in RECORDED if name.endswith("_mnist") and "fashion" not in name}
-FAST |= {"photos_rq", "photos_dual", "photos_fsq"}
+FAST = {"looc_mnist", "cvq_mnist", "photos_rq", "photos_dual", "photos_fsq"}
 CASES = [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in RECORDED]
 
 

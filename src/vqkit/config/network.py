@@ -25,7 +25,7 @@ class QuantizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkConfig:
-    """The small convolutional encoder and decoder of VQ-VAE (stride 4; `methods` 1.1)."""
+    """The small convolutional encoder and decoder of VQ-VAE (stride 4 or 2; `methods` 1.1)."""
 
     kind: Kind = "vqvae"
     """Which networks: `vqvae` (these), `vqgan` or `vit`; each kind has settings of its own."""
@@ -40,6 +40,9 @@ class NetworkConfig:
     skip: Skip = "relu"
     """What the residual skip carries: `relu` of the input, as the published code (an in-place ReLU)
     does, or the `identity`."""
+    downsamplings: int = 2
+    """How often the encoder halves the sides: 2, as published, is stride 4; 1 is stride 2, a grid
+    of four times as many positions."""
 
     def __post_init__(self) -> None:
         check_choice("network.kind", self.kind, Literal["vqvae"])
@@ -48,11 +51,16 @@ class NetworkConfig:
         require(self.hidden % 2 == 0, f"network.hidden={self.hidden}", "must be even")
         check_at_least("network", self, ("num_residual_blocks",), 0)
         check_choice("network.skip", self.skip, Skip)
+        require(
+            self.downsamplings in (1, 2),
+            f"network.downsamplings={self.downsamplings}",
+            "these networks halve the sides once (stride 2) or twice (stride 4)",
+        )
 
     @property
     def stride(self) -> int:
         """Pixels of the image per position of the grid, along each side."""
-        return 4
+        return 4 if self.downsamplings == 2 else 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,6 +59,10 @@ class TokenizerConfig:
             require(isinstance(value, kinds), f"{name}={value!r}", f"expected a {listed}")
 
 
+_LATER: Final[dict[str, Any]] = {"downsamplings": 2}
+"""Settings of networks that were added after tokenizers had been published, and their defaults."""
+
+
 def build_quantizer(config: QuantizerConfig, presets: Presets | None = None) -> GridQuantizer:
     """Call the preset named in `config`: one of `presets`, or else one of vqkit.
 
@@ -71,9 +75,14 @@ def build_quantizer(config: QuantizerConfig, presets: Presets | None = None) -> 
 
 
 def config_values(config: TokenizerConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values; tensors are replaced by their shape and type."""
+    """Return the configuration as JSON values; tensors are replaced by their shape and type.
+
+    Settings that came later are left out at their default: the hash of a tokenizer, which `.vqk`
+    files name, stays what it was, and older versions read it.
+    """
+    network = to_dict(config.network)
     return {
-        "network": to_dict(config.network),
+        "network": {k: v for k, v in network.items() if k not in _LATER or v != _LATER[k]},
         "quantizer": {
             "preset": config.quantizer.preset,
             "args": without_tensors(config.quantizer.args),
@@ -105,13 +114,35 @@ def describe_tensors(config: TokenizerConfig) -> TokenizerConfig:
 def read_tensors(config: TokenizerConfig) -> TokenizerConfig:
     """Copy `config` with float32 tensors (K, F) where its arguments say where they come from.
 
-    A missing or unsuitable file and a senseless shape are `ValueError`s that name the argument.
+    A missing or unsuitable file, a senseless shape and files whose features come from different
+    encoders are `ValueError`s that name the argument.
     """
     args = {
         name: _tensor_of(f"quantizer.args.{name}", value)
         for name, value in config.quantizer.args.items()
     }
+    _check_one_encoder(config.quantizer.args)
     return replace(config, quantizer=replace(config.quantizer, args=args))
+
+
+def _check_one_encoder(args: Mapping[str, Any]) -> None:
+    """Refuse features beside those of another encoder, as far as the files say where from."""
+    files = {k: v["file"] for k, v in args.items() if _is_source(v) and "file" in v}
+    found = {}
+    for name, path in files.items():
+        with safetensors.safe_open(Path(path).expanduser(), "pt") as file:
+            record = json.loads((file.metadata() or {}).get(CODEBOOK, "{}"))
+        encoder = (record.get("features") or {}).get("encoder")
+        if encoder:
+            found[name] = tuple(encoder.get(key) for key in ("sha256", "layer", "pooling"))
+    for name, encoder in found.items():
+        first = next(iter(found))
+        require(
+            encoder == found[first],
+            f"quantizer.args.{name}.file={files[name]!r}",
+            f"its features come from another encoder than those of {files[first]!r}; make both of "
+            "features of one encoder",
+        )
 
 
 def zero_tensors(config: TokenizerConfig) -> TokenizerConfig:

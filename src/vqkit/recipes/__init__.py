@@ -20,6 +20,7 @@ from vqkit.recipes.cifar10 import (
     sq_vae_cifar10,
     vq_vae_cifar10,
 )
+from vqkit.recipes.equal_bits import equal_bits_mnist, equal_bits_photos
 from vqkit.recipes.fashion_mnist import (
     cvq_fashion_mnist,
     looc_fashion_mnist,
@@ -153,6 +154,10 @@ GROUPS: Final[dict[str, dict[str, Recipe]]] = {
         photos_lc_fc,
         photos_lc_ema,
         photos_lc_vq,
+    ),
+    "Equal bits: six methods, `--method` and `--rate`": _by_name(
+        equal_bits_mnist,
+        equal_bits_photos,
     ),
     "LooC, small images (Tables 1, 3, 4, 5)": _by_name(
         looc_mnist,
