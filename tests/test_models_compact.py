@@ -22,6 +22,11 @@ COMPUTED = {
         "vqgan_lc",
         {"features": FEATURES, "frozen": False, "metric": "cosine", "in_channels": None},
     ),
+    "vqgan_lc, reselected": (
+        "vqgan_lc",
+        {"features": FEATURES[:12], "pool": FEATURES, "patience": 0.5, "projector": False}
+        | {"in_channels": None},
+    ),
     "simvq": ("simvq", {"num_codes": 12, "dim": 4, "commitment": 0.5}),
     "simvq, projected": ("simvq", {"num_codes": 12, "dim": 4, "bias": False, "in_channels": 6}),
     "dual": (

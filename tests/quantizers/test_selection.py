@@ -79,6 +79,26 @@ def test_a_feature_must_be_closer_than_the_code_that_is_there():
     assert torch.equal(book.features, before)
 
 
+def test_closer_is_decided_by_the_metric_of_the_assignment():
+    # The second code is never drawn. The feature of the pool is nearer by L2, not by cosine.
+    for metric, expected in (
+        ("l2", [[1.0, 0.0], [9.8, 1.7]]),
+        ("cosine", [[1.0, 0.0], [-1.0, 0.0]]),
+    ):
+        quantizer = vqgan_lc(
+            torch.tensor([[1.0, 0.0], [-1.0, 0.0]]),
+            projector=False,
+            metric=metric,
+            pool=torch.tensor([[9.8, 1.7]]),
+            patience=0.5,
+            in_channels=None,
+        ).train()
+        for _ in range(2):
+            quantizer(torch.tensor([10.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2))
+            quantizer.step()
+        torch.testing.assert_close(quantizer.quantizer.codebook.features, torch.tensor(expected))
+
+
 def test_a_pool_that_is_used_up_changes_nothing():
     quantizer, pool = quantizer_and_pool(patience=0.5)
     rule = rule_of(quantizer)

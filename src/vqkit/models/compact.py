@@ -53,11 +53,12 @@ def compacted(tokenizer: ImageTokenizer) -> ImageTokenizer:
 
 
 def _is_computed(config: QuantizerConfig) -> bool:
-    """Whether a network computes codes from what this preset stores."""
+    """Whether this preset stores more than codes: what they are computed or chosen from."""
     if config.preset == "simvq":
         return True
     if config.preset == "vqgan_lc":
-        return bool(_arguments(config)["projector"])
+        arguments = _arguments(config)
+        return bool(arguments["projector"]) or arguments["pool"] is not None
     return config.preset == "dual" and _arguments(config)["refiner"] != "none"
 
 

@@ -304,7 +304,7 @@ def vqgan_lc(
         raise ValueError(f"dim={dim} with projector=False: features have {width}; leave dim out")
     book = ProjectedCodebook(features, head, width, frozen=frozen)
     rules: list[UpdateRule] = [] if align is None else [Align(book, decay=align)]
-    rules += [] if pool is None else [Reselect(book, pool, patience=patience)]
+    rules += [] if pool is None else [Reselect(book, pool, patience=patience, metric=metric)]
     quantizer = VectorQuantizer(
         book, Nearest(metric), terms=_paid(codebook, commitment), rules=rules
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vqkit.search import nearest_with_scores
+from vqkit.search import Metric, nearest_with_scores
 
 from . import ranks
 from .clock import Clock
@@ -38,6 +38,7 @@ class Reselect(UpdateRule):
         codebook: frozen features behind a projector.
         pool: (M, F), any number of features of the same encoder.
         patience: vectors per code to wait for, above 0.
+        metric: that of the assignment; what is closer is decided by it.
 
     Raises:
         ValueError: another codebook, a pool of another width, or a patience out of range.
@@ -48,7 +49,9 @@ class Reselect(UpdateRule):
     waited: Tensor
     counts: Tensor
 
-    def __init__(self, codebook: Codebook, pool: Tensor, *, patience: float = 8.0) -> None:
+    def __init__(
+        self, codebook: Codebook, pool: Tensor, *, patience: float = 8.0, metric: Metric = "l2"
+    ) -> None:
         super().__init__(codebook)
         self.check(codebook)
         assert isinstance(codebook, ProjectedCodebook)
@@ -60,7 +63,7 @@ class Reselect(UpdateRule):
             )
         if not patience > 0:
             raise ValueError(f"patience={patience}: must be above 0")
-        self.patience = patience
+        self.patience, self.metric = patience, metric
         self.register_buffer("pool", pool.detach().float().clone())
         self.register_buffer("row", torch.full((codebook.num_codes,), -1))
         self.register_buffer("waited", torch.zeros(codebook.num_codes, dtype=torch.int64))
@@ -112,8 +115,9 @@ class Reselect(UpdateRule):
         rows = free.nonzero()[:, 0]
         if not len(vectors) or not len(rows):
             return rows[:0]
-        there = nearest_with_scores(vectors, codebook.compute(clock)[0].detach())[1]
-        ids, here = nearest_with_scores(vectors, codebook.projector(self.pool[rows]))
+        codes, candidates = codebook.compute(clock)[0].detach(), codebook.projector(self.pool[rows])
+        there = nearest_with_scores(vectors, codes, self.metric)[1]
+        ids, here = nearest_with_scores(vectors, candidates, self.metric)
         chosen = rows[ids[here > there]]
         order = torch.arange(len(chosen), device=chosen.device)
         first = torch.full((len(free),), len(order), device=chosen.device)
