@@ -363,6 +363,14 @@ def test_ctrl_c_says_that_it_goes_on(folder, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob("*.state"))
 
 
+def test_a_codebook_of_outliers_is_told(tmp_path, capsys):
+    few = write_features(tmp_path / "few", blobs(30, dim=8))
+    run("cluster", few, "--num_codes", 25, "--out", tmp_path / "many.safetensors")
+    assert "half of the codes hold one vector at most" in capsys.readouterr().out
+    run("cluster", few, "--num_codes", 3, "--out", tmp_path / "less.safetensors")
+    assert "half of the codes" not in capsys.readouterr().out
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("grouped", [False, True])
 def test_killed_twenty_times(grouped, tmp_path):

@@ -140,5 +140,7 @@ def test_a_pool_is_another_file_of_the_same_encoder(tmp_path):
     assert (align.decay, reselect.patience, reselect.pool.shape) == (0.99, 2.0, (90, 24))
     with pytest.raises(ValueError, match=r"pool.file=.*others': its features come from another"):
         quantizer_of(recipe("photos_lc")(**{**files, "pool": str(tmp_path / "others")}))
-    with pytest.raises(ValueError, match=r"patience=2.0: is that of a pool; give one"):
+    with pytest.raises(ValueError, match=r"patience=2.0: is that of a pool; give pool"):
         recipe("photos_lc")(patience=2.0)
+    with pytest.raises(ValueError, match=r"align=1.5: must lie in \[0, 1\)"):
+        recipe("photos_lc")(align=1.5)

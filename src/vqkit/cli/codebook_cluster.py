@@ -108,4 +108,9 @@ def facts(book: CodebookFile) -> str:
             f"{sizes['smallest']:,} to {sizes['largest']:,} (median {sizes['median']:,}), "
             f"{report['repaired']:,} empty codes repaired, {report['unused']:,} left"
         )
+        if sizes["median"] <= 1:
+            text += (
+                "\nhalf of the codes hold one vector at most, and are single outliers: extract "
+                "more features (30 for each code), begin with --init random, or --method select"
+            )
     return text

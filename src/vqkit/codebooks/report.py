@@ -96,8 +96,8 @@ class CodebookDescription:
             ),
             ("copies", f"{self.copies:,}"),
             ("effective rank", f"{self.effective_rank:.1f} of {self.dim:,}"),
-            ("made by vqkit", str(record.get("made"))),
         ]
+        rows += [("made by vqkit", made) for made in [record.get("made")] if made is not None]
         width = max(len(name) for name, _ in rows) + 2
         return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
 

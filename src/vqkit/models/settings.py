@@ -218,7 +218,7 @@ def _tensor_in_file(setting: str, name: Any, sha256: str | None = None) -> Tenso
     path = Path(name).expanduser()
     wanted = (
         "name a safetensors file of features (K, F), such as `vqkit codebook cluster` writes "
-        "(option --codebook of the recipes)"
+        "(options --codebook and --pool of the recipes)"
     )
     require(not path.is_dir(), setting, f"is a folder; {wanted}")
     require(path.is_file(), setting, f"no such file; {wanted}")

@@ -65,6 +65,11 @@ def photos_lc(
         f"codebook={codebook!r} with random_codes={random_codes}",
         "give one of them",
     )
+    require(
+        align is None or 0 <= align < 1,
+        f"align={align}",
+        "must lie in [0, 1): the share that the past keeps in every step, such as 0.99",
+    )
     features: dict[str, Any] = {"file": codebook or "data/codebooks/photos.safetensors"}
     if random_codes is not None:
         features = {"normal": {"shape": (random_codes, FEATURES)}}
@@ -80,7 +85,7 @@ def photos_lc(
     if pool is not None:
         args |= {"pool": {"file": pool}}
     if patience is not None:
-        require(pool is not None, f"patience={patience}", "is that of a pool; give one")
+        require(pool is not None, f"patience={patience}", "is that of a pool; give pool, too")
         args |= {"patience": patience}
     return _run("photos_lc", "vqgan_lc", args, options)
 
