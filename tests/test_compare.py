@@ -82,6 +82,16 @@ def test_compare_refuses(pictures, tmp_path):
     assert not (tmp_path / "out").exists(), "nothing is written before all are measured"
 
 
+def test_compare_draws_no_picture_of_a_diverged_model(pictures, tmp_path, monkeypatch):
+    images = load_images(DataConfig(source="folder", path=str(pictures)))
+    one = Contestant(name="one", tokenizer=tokenizer(num_codes=4))
+    nothing = torch.full((1, 3, 80, 72), float("nan"))
+    monkeypatch.setattr(one.tokenizer, "reconstruct", lambda _: nothing)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        compare([one], images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def column(title, pictures, caption="20.0 dB"):
     return Column(
         title=title, lines=("1 bits/pixel",), pictures=pictures, captions=[caption] * len(pictures)

@@ -16,6 +16,7 @@ from vqkit.cli import main
 from vqkit.ledger.cells import tables_of
 from vqkit.ledger.lint import Dossier, gather, lint
 from vqkit.ledger.lint.counts import index_bits
+from vqkit.ledger.lint.findings import Claim
 from vqkit.ledger.lint.pixels import least_psnr, spread
 
 CLEAN = {  # what a correct measurement gives: checked by the tests of the bounds below
@@ -86,6 +87,19 @@ def test_a_clean_table_gives_nothing():
 )
 def test_a_single_change_is_seen(changes, rule, level):
     assert (rule, level) in found(table(**changes))
+
+
+@pytest.mark.parametrize("metric", ["fid", "lpips_vgg", "lpips_alex"])
+def test_distances_of_networks_are_at_least_0_and_better_when_lower(metric):
+    text = json.dumps(CLEAN).replace('"lpips"', f'"{metric}"')
+    claim = Claim(**{**CLAIM, "kind": "better"}, rows=("own/1/2", "own/1/1"), metrics=(metric,))
+    for text_now, expected in (
+        (text, []),
+        (text.replace("0.1203", "-0.1203"), [("range", "impossible")]),
+    ):
+        tables = tables_of(json.loads(text_now, parse_float=Decimal))
+        findings = lint(Dossier(tables=tables, claims=(claim,)))
+        assert [(one.rule, one.level) for one in findings] == expected
 
 
 def test_usage_is_a_whole_number_of_codes():

@@ -32,7 +32,6 @@ CHANGED = {
     "tile": 512,
     "colour": "rgb",
     "originals": "torch",
-    "stretch": "image",
     "jpeg": 75,
     "psnr_colour": "luma",
     "psnr_epsilon": 1e-8,
@@ -41,14 +40,18 @@ CHANGED = {
     "ssim_colour": "grey",
     "ssim_shrink": 256,
     "lpips": "vgg",
-    "lpips_input": "clamped",
     "fid_resize": "clean",
-    "fid_reference": "files",
-    "fid_rounding": "truncate",
     "measures": "{}",
 }
 ONLY_ONE_CHOICE = {"pixel_range", "crop", "ssim_region"}
-TOGETHER = {"halo": {"tile": 512, "halo": 64}, "average": {"average": "batches", "batch": 64}}
+TOGETHER = {
+    "halo": {"tile": 512, "halo": 64},
+    "average": {"average": "batches", "batch": 64},
+    "stretch": {"stretch": "image", "rounding": "half_up"},
+    "lpips_input": {"lpips": "vgg", "lpips_input": "clamped"},
+    "fid_reference": {"fid_resize": "clean", "fid_reference": "files"},
+    "fid_rounding": {"fid_resize": "clean", "fid_rounding": "truncate"},
+}
 
 
 def pictures(*shape, seed=0, noise=12):
@@ -77,7 +80,8 @@ def test_every_field_changes_the_protocol_id():
     ids |= {replace(DEFAULT, **values).id for values in TOGETHER.values()}
     ids.add(replace(DEFAULT, tile=512, halo=0).id)
     ids.add(replace(DEFAULT, average="batches", batch=32).id)
-    assert len(ids | {DEFAULT.id}) == len(CHANGED) + 5
+    ids.add(replace(DEFAULT, rounding="half_up").id)
+    assert len(ids | {DEFAULT.id}) == len(CHANGED) + len(TOGETHER) + 4
     assert replace(DEFAULT, name="mine").id.startswith("mine:")
     assert DEFAULT.on("abc", 3).id == replace(DEFAULT, reference="abc", num_images=3).id
 
@@ -91,6 +95,13 @@ def test_every_field_changes_the_protocol_id():
             for name, value in CHANGED.items()
             if isinstance(value, str) and name not in ("name", "reference", "measures")
         ),
+        *({name: "other"} for name in ("stretch", "lpips_input", "fid_reference", "fid_rounding")),
+        *({"stretch": "image", "rounding": rounding} for rounding in ("round", "truncate", "none")),
+        {"stretch": "image", "rounding": "half_up", "fid_resize": "clean", "fid_rounding": "round"},
+        {"colour": "rgb", "rounding": "none"},
+        {"lpips_input": "clamped"},
+        {"fid_reference": "files"},
+        {"fid_rounding": "truncate"},
         {"average": "other"},
         {"batch": 64},
         {"batch": 0, "average": "batches"},

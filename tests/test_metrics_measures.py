@@ -200,6 +200,33 @@ def test_damaged_and_foreign_files_are_refused(folder, tmp_path):
             assert str(path) in str(error.value)
 
 
+def test_wrong_shapes_are_refused_before_anything_is_unpacked(folder, tmp_path, monkeypatch):
+    def unpack(*_):
+        raise AssertionError("D x D numbers are allocated")
+
+    monkeypatch.setattr("vqkit.metrics.reference._unpack", unpack)
+    reference = reference_of(folder[0])
+    path, dim = tmp_path / "set.safetensors", len(reference.gaussian.mean)
+    facts = {"format": "vqkit-reference-1", "num_images": "20", "seed": "0"}
+    facts |= {"images": "a", "resize": "clean", "network": "b", "sha256": "c"}
+    packed = torch.zeros(dim * (dim + 1) // 2, dtype=torch.float64)
+    good = {"mean": reference.gaussian.mean, "covariance": packed, "sample": reference.sample}
+    for name, bad in (
+        ("mean", torch.zeros(64_000, dtype=torch.uint8)),  # 64 KB that ask for 32 GB
+        ("mean", torch.tensor(0.0, dtype=torch.float64)),
+        ("covariance", packed[:-1]),
+        ("covariance", packed[None]),
+        ("covariance", packed.float()),
+        ("sample", torch.zeros(3, dim + 1)),
+        ("sample", torch.zeros(dim)),
+        ("sample", torch.zeros(3, dim, dtype=torch.float64)),
+    ):
+        save_file({**good, name: bad}, path, metadata=facts)
+        with pytest.raises(ValueError, match=rf"no statistics of a set \({name}=") as error:
+            Reference.read(path)
+        assert "\n" not in str(error.value)
+
+
 def test_the_command_writes_a_reference(folder, tmp_path, quick, capsys):
     path, _ = folder
     out = tmp_path / "made" / "set.safetensors"

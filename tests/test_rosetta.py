@@ -287,6 +287,9 @@ def test_command(images, bare, tmp_path, capsys):
         (["--protocol", "looc"], "did you mean 'cvq-looc'"),
         (["--metrics", "fidd"], "expected one of fid"),
         (["--metrics", "lpips_vgg"], "vgg16-397923af.pth"),
+        (["--protocol", "cvq-looc", "--metrics", "lpips_vgg"], "vgg16-397923af.pth"),
+        (["--protocol", "cvq-looc", "--metrics", " fid"], "pt_inception-2015"),
+        (["--protocol", "vqgan-lc", "--metrics", "fid"], "reference: vqgan-lc compares"),
         (["--reference", "x"], "compares nothing"),
     ):
         assert main([*words, *extra]) == 2

@@ -275,6 +275,11 @@ def test_what_cannot_be_written_is_refused():
         coder.encode([ids.float()], [(8, 8)])
     with pytest.raises(ValueError, match="no pairs"):
         coder.encode([], [])
+    many, coarse = coder_of(alphabet(*[2] * 2**16)), coder_of(alphabet(4), stride=2**16)
+    with pytest.raises(ValueError, match="num_slots=65,536: a file holds 1 to 65,535"):
+        many.encode([torch.zeros(1, 1, 2**16, dtype=torch.int64)], [(4, 4)])
+    with pytest.raises(ValueError, match="stride=65,536: a file holds 1 to 65,535"):
+        coarse.encode([ids[:1, :1]], [(4, 4)])
 
 
 def test_decoding_other_words_gives_other_ids_or_refuses():

@@ -121,13 +121,16 @@ def _networks(protocol: Protocol, given: dict[str, Any], device: torch.device) -
     from vqkit.evaluation.scoring import networks_of
     from vqkit.metrics.measures import make_measures
 
-    asked = given["metrics"].split(",") if "metrics" in given else []
+    asked = [one.strip() for one in given["metrics"].split(",")] if "metrics" in given else []
     if not asked and not given["rosetta"] and "reference" in given and not protocol.fid_resize:
         raise ValueError(f"reference={given['reference']}: compares nothing; give --metrics fid")
     networks = networks_of(protocol, reference=given.get("reference"), device=device)
     named = {f"lpips_{net}" for net in protocol.lpips.split("+") if net}
     named |= {"fid"} if protocol.fid_resize else set()
-    names = [one.strip() for one in asked if one.strip() not in named]
+    for found in networks.missing:
+        if found.name in asked:  # a protocol's own networks may be missing, these may not
+            raise ValueError(found.note)
+    names = [one for one in asked if one not in named]
     if not names:
         return networks
     measures = make_measures(

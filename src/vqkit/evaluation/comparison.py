@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqkit.data import ImageSet, to_float, to_uint8
+from vqkit.data import ImageSet, to_float
 from vqkit.evaluation.evaluator import evaluate
 from vqkit.evaluation.picture import Column, draw, png_bytes_of
 from vqkit.evaluation.result import Evaluation
 from vqkit.evaluation.tables import compare_table
-from vqkit.metrics import psnr
+from vqkit.metrics import psnr, to_bytes
 from vqkit.models import ImageTokenizer
 from vqkit.models.files import write_beside
 
@@ -138,7 +138,7 @@ def _rebuild(tokenizer: ImageTokenizer, image: Tensor) -> Tensor:
     device = next(tokenizer.parameters()).device
     with torch.no_grad():
         rebuilt = tokenizer.reconstruct(to_float(image[None]).to(device))
-    return to_uint8(rebuilt)[0].cpu()
+    return to_bytes(rebuilt)[0].cpu()
 
 
 def _to_dict(

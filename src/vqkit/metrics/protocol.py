@@ -99,7 +99,8 @@ class Protocol:
     n / 127.5 - 1 (`numpy`) and then treated as reconstructions are: truncation lowers 63 or 95 of
     the 256 values by one."""
     stretch: Stretch = "none"
-    """`image`: each image of each side is stretched from its own minimum and maximum to [0, 1]."""
+    """`image`: each image of each side is stretched from its own minimum and maximum to [0, 1], and
+    written as bytes with halves up."""
     jpeg: int | None = None
     """Quality of the JPEG file (4:2:0) that both sides are written to and read from."""
     batch: int | None = None
@@ -166,6 +167,26 @@ class Protocol:
             jpeg = f"protocol.jpeg={self.jpeg}"
             require(self.jpeg <= 95, jpeg, "Pillow's qualities end at 95")
             require(self.rounding != "none", jpeg, "needs bytes; set protocol.rounding")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """Refuse settings that nothing would look at."""
+        if self.stretch == "image":
+            stretch = "protocol.stretch='image'"
+            half_up = self.rounding == "half_up" and self.fid_rounding is None
+            told = "needs protocol.rounding='half_up', as it rounds, and no protocol.fid_rounding"
+            require(half_up, stretch, told)
+        if self.colour == "rgb":
+            floats = self.rounding == "none"
+            require(not floats, "protocol.colour='rgb'", "tiles bytes; set protocol.rounding")
+        for name, default, needed in (
+            ("lpips_input", "bytes", "lpips"),
+            ("fid_reference", "originals", "fid_resize"),
+            ("fid_rounding", None, "fid_resize"),
+        ):
+            value = getattr(self, name)
+            used = value == default or getattr(self, needed) != ""
+            require(used, f"protocol.{name}={value}", f"has no effect without protocol.{needed}")
 
     @property
     def id(self) -> str:

@@ -124,14 +124,15 @@ class Reference:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             found = facts.get("format")
             require(found == FORMAT, f"format={found!r}", f"expected {FORMAT!r}")
-            mean, packed = tensors["mean"], tensors["covariance"]
+            mean, packed, sample = (tensors[name] for name in ("mean", "covariance", "sample"))
+            _check_shapes(mean, packed, sample)
             reference = cls(
                 gaussian=Gaussian(
                     count=int(facts["num_images"]),
                     mean=mean,
                     covariance=_unpack(packed, len(mean)),
                 ),
-                sample=tensors["sample"],
+                sample=sample,
                 seed=int(facts["seed"]),
                 images=facts["images"],
                 resize=facts["resize"],
@@ -170,6 +171,26 @@ class Reference:
         rows, columns = torch.triu_indices(*covariance.shape)
         packed = covariance[rows, columns]  # it is symmetric: half of it is enough
         return {"mean": self.gaussian.mean.cpu(), "covariance": packed, "sample": self.sample}
+
+
+def _check_shapes(mean: Tensor, packed: Tensor, sample: Tensor) -> None:
+    """Raise `ValueError` unless all are of the same D, before D² numbers are allocated."""
+    require(
+        mean.ndim == 1 and mean.dtype == torch.float64,
+        f"mean={tuple(mean.shape)}, {mean.dtype}",
+        "expected (D,) float64",
+    )
+    dim = len(mean)
+    require(
+        packed.shape == (dim * (dim + 1) // 2,) and packed.dtype == torch.float64,
+        f"covariance={tuple(packed.shape)}, {packed.dtype}",
+        f"expected half of a matrix of {dim} x {dim} float64",
+    )
+    require(
+        sample.ndim == 2 and sample.shape[1] == dim and sample.dtype == torch.float32,
+        f"sample={tuple(sample.shape)}, {sample.dtype}",
+        f"expected (n, {dim}) float32",
+    )
 
 
 def _unpack(packed: Tensor, dim: int) -> Tensor:

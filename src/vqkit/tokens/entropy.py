@@ -2,9 +2,9 @@
 
 constriction takes probabilities as floating-point numbers and gives code k of K the frequency
 1 + floor(sum of the probabilities before k + 1, times (2 ** 24 - K) / their sum) - the same for k
-(`Categorical` with perfect=False, versions 0.4 and 0.5). It is given whole numbers that add up to
-2 ** 24 - K: every sum is exact in float32 already, the factor is 1, nothing is ever rounded, and
-the frequencies are those of `AdaptiveModel.frequencies` on every machine.
+(`Categorical` with perfect=False; tested with 0.4.2 and 0.5.0). It is given whole numbers that add
+up to 2 ** 24 - K: every sum is exact in float32 already, the factor is 1, nothing is ever rounded,
+and the frequencies are those of `AdaptiveModel.frequencies` on every machine.
 """
 
 from __future__ import annotations

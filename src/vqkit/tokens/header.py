@@ -46,6 +46,11 @@ class Header:
     runs: tuple[tuple[int, tuple[int, int]], ...]
     """(how many images, (height, width) in pixels) of consecutive images of one size."""
 
+    def __post_init__(self) -> None:
+        for name, most in (("channels", 2**8), ("stride", 2**16), ("num_slots", 2**16)):
+            value = getattr(self, name)
+            require(1 <= value < most, f"{name}={value:,}", f"a file holds 1 to {most - 1:,}")
+
     @property
     def num_images(self) -> int:
         """Images in the file."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from vqkit.ledger.cells import Setting, Table
-from vqkit.ledger.lint.findings import Dossier, Finding, Line, lines_of, natural
+from vqkit.ledger.lint.findings import DISTANCES, Dossier, Finding, Line, lines_of, natural
 
 BOUNDS: Mapping[str, tuple[float, float]] = {
     "ssim": (-1.0, 1.0),
@@ -14,14 +14,10 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "usage": (0.0, 1.0),
     "usage_ceiling": (0.0, 1.0),
     "top1": (0.0, 1.0),
-    "lpips": (0.0, math.inf),
-    "rfid": (0.0, math.inf),
-    "gfid": (0.0, math.inf),
-    "l1": (0.0, math.inf),
-    "l2": (0.0, math.inf),
     "perplexity": (1.0, math.inf),
     "rate": (0.0, math.inf),
     "entropy_rate": (0.0, math.inf),
+    **dict.fromkeys(DISTANCES, (0.0, math.inf)),
 }
 """Least and greatest value, fractions where a column is in percent."""
 

@@ -155,8 +155,11 @@ def better(a: Cell, b: Cell) -> float:
     return y - x if lower else x - y
 
 
-LOWER = frozenset({"l1", "l2", "lpips", "rfid", "gfid", "kid"})
-"""Metrics that are better when lower, where a table does not say."""
+DISTANCES = frozenset({"l1", "l2", "lpips", "lpips_vgg", "lpips_alex", "fid", "rfid", "gfid"})
+"""Metrics that are never negative and better when lower."""
+LOWER = DISTANCES | {"kid"}
+"""Metrics that are better when lower, where a table does not say. KID is estimated without bias and
+may come out below 0."""
 
 
 def digits(cell: Cell) -> int:
