@@ -75,13 +75,13 @@ def _target(file: Path, place: int, found: TokenMaps, out: Path, *, alone: bool)
 def _decoded(
     tokenizer: ImageTokenizer, ids: Tensor, size: tuple[int, int], tiles: dict[str, Any]
 ) -> Tensor:
-    from vqkit.data import to_uint8
+    from vqkit.metrics import to_bytes
     from vqkit.models import decode_tiled
 
     if "tile" in tiles:
-        return to_uint8(decode_tiled(tokenizer, ids[None], size, **tiles))[0].cpu()
+        return to_bytes(decode_tiled(tokenizer, ids[None], size, **tiles))[0].cpu()
     device = next(tokenizer.parameters()).device
-    return to_uint8(tokenizer.decode(ids[None].to(device), size=size))[0].cpu()
+    return to_bytes(tokenizer.decode(ids[None].to(device), size=size))[0].cpu()
 
 
 def _png(picture: Image.Image) -> bytes:
