@@ -93,7 +93,7 @@ def test_every_command_has_help(command, capsys):
         (["train", "looc_mnist", "--optim.lrr", "1"], "--optim.lrr: unknown option; did you mean"),
         (["train", "looc_mnist", "--optim.learning_rate", "4"], "did you mean --optim.lr?"),
         (["train", "looc_mnist", "--learning_rate", "4"], "did you mean --optim.lr?"),
-        (["train", "photos_lc", "--out", "no/where"], "codebook cluster` writes (option --c"),
+        (["train", "photos_lc", "--out", "no/where"], "codebook cluster` writes (options --c"),
         (["train", "looc_mnist", "--optim.lr", "fast"], "optim.lr=fast: expected a number"),
         (["train", "looc_mnist", "--optim.lr", "-1"], "optim.lr=-1.0: must be above 0"),
         (["train", "looc_mnist", "--optim.lr"], "--optim.lr: expected one argument"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from analysis_models import make_images, make_tokenizer
 
 from vqkit.ledger import PAPERS, cell, cells, tables
 from vqkit.ledger.costs import RATE, gpu_hours, hours_in_words
@@ -22,7 +23,7 @@ from vqkit.ledger.observed import (
 )
 from vqkit.ledger.page import write_page
 from vqkit.ledger.plans import needs_beside_a_tokenizer, plan_of
-from vqkit.ledger.segments import count_sharing
+from vqkit.ledger.segments import count_sharing, sharing_of
 from vqkit.ledger.targets import cells_of, target_names
 from vqkit.recipes import PUBLISHED, TABLES, looc_table, published, recipe
 
@@ -191,19 +192,28 @@ def test_hours_are_arithmetic(nothing_observed):
 
 def test_sharing_against_a_plain_count():
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randint(0, 6, (2, 3, 3, 5), generator=generator) % 5 for _ in range(2)]
-    batches[0][..., 4] = 0  # a segment that hardly uses anything
-    batches[1][..., 4] = 1
-    found = count_sharing(batches, 6)
-    used = [{int(i) for ids in batches for i in ids[..., s].flatten()} for s in range(5)]
+    counts = torch.randint(0, 2, (5, 6), generator=generator)
+    counts[:, 5] = 0  # nobody draws code 5
+    counts[4] = torch.tensor([7, 1, 0, 0, 0, 0])  # a segment that hardly uses anything
+    counts[0] = torch.tensor([1, 1, 1, 1, 1, 0])
+    found = sharing_of(counts)
+    used = [{code for code in range(6) if counts[s, code]} for s in range(5)]
     assert found.usage == pytest.approx([len(one) / 6 for one in used])
     assert found.segments_below_90pct == sum(len(one) <= 0.9 * 6 for one in used)
     sharers = [sum(code in one for one in used) for code in range(6)]
-    assert found.sharing_segments_min == min(sharers) == 0  # nobody draws code 5
+    assert found.sharing_segments_min == min(sharers) == 0
     most = max(n for n in range(6) if sum(s >= n for s in sharers) > 3)
     assert found.sharing_segments_most == most
-    with pytest.raises(ValueError, match="hold no token"):
-        count_sharing([], 4)
+
+
+def test_subpixels_are_no_segments_of_their_own(tmp_path):
+    images = make_images(tmp_path)
+    codes = {"num_codes": 7, "dim": 4}
+    looc = count_sharing(make_tokenizer("looc", **codes, num_segments=3, beta=2), images, 2)
+    assert (looc.num_segments, looc.num_codes, len(looc.usage)) == (3, 7, 3)
+    whole = make_tokenizer("looc", **codes, num_segments=1, beta=2)
+    assert count_sharing(whole, images, 2) is None
+    assert count_sharing(make_tokenizer("pq", **codes, num_segments=3), images, 2) is None
 
 
 # ---------------------------------------------------------------- entries
@@ -268,6 +278,42 @@ def test_stand_in_pixels_give_no_difference():
     assert found.status == "other pixels"
     assert found.seen[0].difference is None
     assert found.seen[0].data_set == "cifar10-jpeg"
+    assert found.missing == ("data set CIFAR-10", "about 0.3 GPU hours")
+    assert entry("looc/5/5/cifar10/rfid", run).missing[0] == "data set CIFAR-10"
+
+
+def test_only_the_protocol_of_the_cell_has_a_difference():
+    values = {"psnr": 22.0, "l1": 0.1}
+    names = ("vqgan-lc", "vqkit-default-1", "vqct-dual", "vqct")
+
+    def differences(key):
+        run = observation(key, tuple((name, values) for name in names))
+        return [(one.protocol[:-2], one.difference is not None) for one in entry(key, run).seen]
+
+    others = [("vqkit-default-1", False), ("vqgan-lc", False)]
+    own = [("vqct-dual", True), *others, ("vqct", False)]
+    assert differences("dual/1/6/ade20k/psnr") == own
+    assert cell("dual/1/2/ade20k/psnr").quoted
+    assert differences("dual/1/2/ade20k/psnr") == [("vqct", True), *others, ("vqct-dual", False)]
+    unknown = differences("looc/2/7/ffhq/psnr")
+    assert unknown[0] == ("vqkit-default-1", False)
+    assert not any(different for _, different in unknown)
+    run = observation("looc/2/7/ffhq/psnr", (("vqkit-default-1", values),))
+    found = entry("looc/2/7/ffhq/psnr", run)
+    assert (found.status, found.seen[0].note) == ("observed", "the paper's protocol is not known")
+
+
+def test_usage_over_other_images_has_no_difference(tmp_path):
+    cell_ = cell("vqgan-lc/2/20/imagenet/utilization")
+    values = {"usage": 0.9996, "psnr": 20.0}
+    run = observation(cell_.key, (("vqgan-lc", values), ("vqkit-default-1", values)))
+    found = entry(cell_.key, run)
+    assert [(one.value, one.difference) for one in found.seen] == [(pytest.approx(99.96), None)] * 2
+    assert found.status == "observed"
+    psnr = entry(cell_.key.replace("utilization", "psnr"), run)
+    assert psnr.seen[0].difference is not None
+    page, _ = write_page(tmp_path / "ledger.md", [run])
+    assert "the paper counts all training images of an epoch" in page.read_text(encoding="utf-8")
 
 
 def test_units_and_counts_of_segments():
@@ -314,3 +360,13 @@ def test_page_has_every_table_and_the_json_every_cell(tmp_path):
     assert values["runs"]["some_run"]["num_steps"] == 600
     by_key = {one["cell"]: one for one in values["entries"]}
     assert by_key["looc/5/5/mnist/psnr"]["observed"][0]["protocol"] == "cvq-looc:0"
+
+
+def test_page_says_100_percent_of_all_codes_only(tmp_path):
+    counts = {"usage": [0.9996, 1.0], "num_segments": 2, "segments_below_90pct": 0}
+    counts |= {"sharing_segments_min": 1, "sharing_segments_most": 2}
+    values = (("cvq-looc", {"psnr": 20.15, "usage": 1.0}),)
+    page, _ = write_page(
+        tmp_path / "ledger.md", [observation("looc/5/5/mnist/psnr", values, segments=counts)]
+    )
+    assert "| `some_run` | 100.0 % | 99.9 % to 100.0 % |" in page.read_text(encoding="utf-8")

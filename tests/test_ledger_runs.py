@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import struct
 import threading
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from vqkit.cli import main
+from vqkit.cli.reproduce import _protocols
+from vqkit.config import to_dict
 from vqkit.ledger import runs
-from vqkit.ledger.jobs import Length, jobs_of
+from vqkit.ledger.jobs import Length, jobs_of, train_command
 from vqkit.ledger.observed import read_observation
 from vqkit.ledger.runs import Bench, network_metrics, reproduce
 from vqkit.ledger.targets import cells_of
@@ -101,6 +104,38 @@ def test_an_observation_that_lacks_a_protocol_is_measured_again(done, mnist):
     assert "was trained before" in told[0]
 
 
+def changed(path, protocol, **numbers):
+    """Give a measurement of a file numbers, as networks would."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    (found,) = (one for one in values["measurements"] if one["protocol"]["name"] == protocol)
+    found["values"] |= numbers
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return found
+
+
+def test_measurements_under_other_protocols_stay(done, mnist):
+    (job,) = rows(mnist, 3)
+    path = done / "ledger" / f"{job.observation}.json"
+    known = changed(path, "cvq-looc", fid=7.0)
+    other = bench(done, protocols=("vqkit-default-1", "simvq"))
+    (found,) = reproduce([job], other)
+    assert [one.protocol_name for one in found.measurements] == [*PROTOCOLS, "simvq"]
+    assert found.measurement("cvq-looc").values == known["values"]
+    assert read_observation(path) == found
+
+
+def test_a_number_is_never_replaced_by_none(done, mnist):
+    (job,) = rows(mnist, 3)
+    path = done / "ledger" / f"{job.observation}.json"
+    known = changed(path, "cvq-looc", fid=7.0)
+    shutil.rmtree(done / "runs" / job.name)  # trained anew, so that everything is measured anew
+    told: list[str] = []
+    (found,) = reproduce([job], bench(done, protocols=("simvq",), tell=told.append))
+    assert [one.protocol_name for one in found.measurements] == [*PROTOCOLS, "simvq"]
+    assert found.measurement("cvq-looc").values == known["values"]
+    assert "the former measurement under cvq-looc stays, with its fid" in " ".join(told)
+
+
 def test_an_observation_with_other_settings_is_refused(done, mnist):
     (job,) = rows(mnist, 3)
     path = done / "ledger" / f"{job.observation}.json"
@@ -176,6 +211,47 @@ def test_command_says_what_is_missing(tmp_path, monkeypatch, capsys):
     assert "not run: vqgan-lc/4/8: images drawn by GPT-404M on these tokens" in said
     assert "a tokenizer of these rows: vqkit train lc_vqgan_fc --data_set imagenet" in said
     assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("table", "data_set", "settings"),
+    [
+        ("looc-table5", "mnist", {"length": Length(num_steps=600, seed=7), "path": "a b"}),
+        ("looc-table5", "cifar10-jpeg", {}),
+        ("looc-table12", "celeba", {"test_path": "elsewhere"}),
+        ("vqgan-lc-table9", "imagenet", {}),
+        ("dual-table2", "ms-coco", {"length": Length(seed=3, batch_size=8)}),
+    ],
+)
+def test_printed_commands_train_exactly_the_job(table, data_set, settings, capsys):
+    job = jobs_of(cells_of(table), data_set, **settings)[-1]
+    words = shlex.split(train_command(job))
+    assert main([*words[1:], "--print_config"]) == 0
+    expected = json.loads(json.dumps(to_dict(job.config)))
+    assert json.loads(capsys.readouterr().out) == expected
+
+
+def test_commands_have_seed_places_and_the_implied_batch(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["--rows", "3", "--num_steps", "6", "--seed", "7", "--path", "there"]
+    assert main(["reproduce", "looc-table5", *given, "--test_path", "elsewhere"]) == 2
+    said = capsys.readouterr().err
+    assert "--path there --num_steps 6 --batch_size 128 --name " in said
+    assert "--test_data.path elsewhere " in said
+    assert "--seed 7 --out runs/ledger/looc_8x4_mnist_6x128_seed7" in said
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        ("dual-table1", ["vqkit-default-1", "vqct", "vqct-dual"]),
+        ("looc-table6", ["vqkit-default-1"]),
+        ("looc-table5", ["vqkit-default-1", "cvq-looc"]),
+    ],
+)
+def test_rows_are_measured_as_their_cells_were(table, names):
+    found = cells_of(table)
+    assert sorted(_protocols(jobs_of(found, found[0].dataset))) == sorted(names)
 
 
 @pytest.mark.parametrize(

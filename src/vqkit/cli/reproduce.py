@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,7 +139,7 @@ def _can_run(jobs: Sequence[Job], given: Values) -> bool:
 
     from vqkit.ledger.costs import gpu_hours, hours_in_words
     from vqkit.ledger.entries import WEIGHTS_OF
-    from vqkit.ledger.jobs import missing_weights, obstacles
+    from vqkit.ledger.jobs import missing_weights, obstacles, train_command
     from vqkit.ledger.runs import network_metrics
 
     missing: dict[str, list[str]] = {}
@@ -158,20 +159,19 @@ def _can_run(jobs: Sequence[Job], given: Values) -> bool:
     tell(f"it takes, for {len(jobs)} row(s): {hours} by arithmetic (docs/reproduction.md)")
     tell("where that is at hand, the same command runs the rows; each of them alone:")
     out = Path(given.get("out", OUT))
-    changed = [f" --{name} {given[name]}" for name in ("num_steps", "batch_size") if name in given]
     for job in jobs:
-        places = f"--name {job.name} --out {out / job.name}"
-        tell(f"  {job.plan.train_command}{''.join(changed)} {places}")
+        tell(f"  {train_command(job)} --out {shlex.quote(str(out / job.name))}")
     return False
 
 
 def _protocols(jobs: Sequence[Job]) -> list[str]:
     """Names of the protocols: vqkit's own, then those of the papers behind the rows."""
-    from vqkit.ledger.plans import PROTOCOL_OF
+    from vqkit.ledger.plans import protocol_of
     from vqkit.metrics import DEFAULT
 
-    papers = dict.fromkeys(cell.paper for job in jobs for cell in job.cells) or ("looc",)
-    return [DEFAULT.name, *(PROTOCOL_OF[paper] for paper in papers)]
+    cells = [cell for job in jobs for cell in job.cells]
+    names = [protocol_of(cell) for cell in cells] if cells else ["cvq-looc"]
+    return list(dict.fromkeys([DEFAULT.name, *filter(None, names)]))
 
 
 def _run(jobs: Sequence[Job], given: Values, ledger: Path) -> None:

@@ -11,7 +11,7 @@ from vqkit.ledger.cells import Cell
 from vqkit.ledger.costs import gpu_hours, hours_in_words
 from vqkit.ledger.jobs import published_config, training_weights
 from vqkit.ledger.observed import Identity, Measurement, Observation, identity_of
-from vqkit.ledger.plans import Plan, needs_beside_a_tokenizer, plan_of
+from vqkit.ledger.plans import Plan, needs_beside_a_tokenizer, plan_of, protocol_of
 from vqkit.ledger.published import cells
 from vqkit.ledger.targets import target_of
 from vqkit.metrics.protocol import DEFAULT
@@ -50,6 +50,10 @@ WEIGHTS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "lpips_alex": ("alexnet", "lpips_alex"),
 }
 """Weights that a metric needs, by their name in `vqkit.weights`."""
+OTHER_PIXELS: Final = "other pixels than the printed set's"
+UNKNOWN_PROTOCOL: Final = "the paper's protocol is not known"
+TRAINING_IMAGES: Final = "usage over test images; the paper counts all training images of an epoch"
+"""Why an observed value has no difference."""
 _SEGMENTS: Final = ("segments_below_90pct", "sharing_segments_min", "sharing_segments_most")
 
 
@@ -71,7 +75,9 @@ class Seen:
     value: float
     """In the unit of the cell."""
     difference: float | None
-    """Observed less printed; None where the pixels are others."""
+    """Observed less printed, under the protocol behind the printed number; None without it."""
+    note: str
+    """Why there is no difference; empty where there is one, and under other protocols."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +87,9 @@ class Entry:
     cell: Cell
     status: Status
     seen: tuple[Seen, ...]
-    """The paper's protocol first, then vqkit's."""
+    """Of each run the protocol of the cell first, then vqkit's, then others."""
     missing: tuple[str, ...]
-    """What it takes to observe the cell; empty if it is observed or blank."""
+    """What it takes to observe the cell on its own pixels; empty if it is observed or blank."""
     command: str
     """What runs the row where that is at hand; empty where nothing does."""
 
@@ -139,7 +145,7 @@ def _entry(cell: Cell, by_row: Mapping[Identity, Sequence[Observation]]) -> Entr
     runs = by_row.get(identity_of(plan), ()) if plan.recipe and not beside else ()
     seen = () if cell.value is None else tuple(_seen(cell, runs))
     status = _status(cell, seen)
-    open_ = status in ("quoted", "missing")
+    open_ = status in ("quoted", "missing", "other pixels")
     return Entry(
         cell=cell,
         status=status,
@@ -152,7 +158,7 @@ def _entry(cell: Cell, by_row: Mapping[Identity, Sequence[Observation]]) -> Entr
 def _status(cell: Cell, seen: Sequence[Seen]) -> Status:
     if cell.value is None:
         return "blank"
-    if any(one.difference is not None for one in seen):
+    if any(one.note != OTHER_PIXELS for one in seen):
         return "observed"
     if seen:
         return "other pixels"
@@ -160,14 +166,19 @@ def _status(cell: Cell, seen: Sequence[Seen]) -> Status:
 
 
 def _seen(cell: Cell, runs: Sequence[Observation]) -> list[Seen]:
-    """Return the values of all runs, the longest first; of a run the paper's protocol first."""
+    """Return the values of all runs, the longest first."""
+    order = (protocol_of(cell), DEFAULT.name)
     found = []
     for run in sorted(runs, key=lambda one: -one.num_steps * one.batch_size):
-        measured = sorted(run.measurements, key=lambda one: one.protocol_name == DEFAULT.name)
+        rank = {one.protocol_name: len(order) for one in run.measurements}
+        rank |= {name: place for place, name in enumerate(order)}
+        measured = sorted(run.measurements, key=lambda one: rank[one.protocol_name])
         for one in measured[:1] if cell.metric in _SEGMENTS else measured:
             value = value_of(cell, run, one)
             if value is None or cell.value is None:
                 continue
+            note = _note(cell, run)
+            same = one.protocol_name == protocol_of(cell) and not note
             found.append(
                 Seen(
                     run=run.name,
@@ -177,17 +188,30 @@ def _seen(cell: Cell, runs: Sequence[Observation]) -> list[Seen]:
                     bits_per_pixel=run.bits_per_pixel,
                     protocol=one.protocol_id,
                     value=value,
-                    difference=None if run.other_pixels else value - cell.value,
+                    difference=value - cell.value if same else None,
+                    note=note,
                 )
             )
     return found
+
+
+def _note(cell: Cell, run: Observation) -> str:
+    """Return why no number of a run can be compared with a cell; empty if one can."""
+    if run.other_pixels:
+        return OTHER_PIXELS
+    if not protocol_of(cell):
+        return UNKNOWN_PROTOCOL
+    if cell.paper == "vqgan-lc" and cell.metric == "utilization":
+        return TRAINING_IMAGES
+    return ""
 
 
 def _missing(cell: Cell, plan: Plan, beside: str, runs: Sequence[Observation]) -> list[str]:
     """Return what it takes to observe a cell, in words."""
     if plan.lacking:
         return [plan.lacking]
-    missing = [] if runs else _training_needs(plan)
+    real = any(not run.other_pixels for run in runs)
+    missing = [] if real else _training_needs(plan)
     weights = [KNOWN[name].file for name in WEIGHTS_OF.get(metric_of(cell), ())]
     missing += [f"weights {file} to measure it" for file in weights]
     if beside:

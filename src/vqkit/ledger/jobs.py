@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from vqkit.config import DataConfig, RunConfig, require, with_changes
+from vqkit.config import DataConfig, RunConfig, require, to_dict, with_changes
 from vqkit.ledger.cells import Cell
 from vqkit.ledger.costs import gpu_hours, hours_in_words
 from vqkit.ledger.observed import SUBSTITUTES
-from vqkit.ledger.plans import SMALL_SETS, Plan, needs_beside_a_tokenizer, plan_of
+from vqkit.ledger.plans import SMALL_SETS, Plan, needs_beside_a_tokenizer, plan_of, word_of
 from vqkit.recipes import looc_table12_images, recipe
 
 EQUAL_BATCH: Final = 128
@@ -41,6 +41,8 @@ class Job:
     """Named by everything that makes it this run, length included."""
     published: RunConfig
     """The same at its published length."""
+    options: Mapping[str, Any]
+    """Arguments of the recipe; name, seed, checkpoints and test images are changed afterwards."""
     data_set: str
     test_set: str
     """Images, `cifar10-jpeg` where they stand in for `cifar10`."""
@@ -127,6 +129,24 @@ def obstacles(job: Job, *, have_gpu: bool) -> list[str]:
     return list(dict.fromkeys(missing))
 
 
+def train_command(job: Job) -> str:
+    """Return the `vqkit train` command with exactly the settings of a job, but without a folder."""
+    made = dict(_leaves(to_dict(recipe(job.plan.recipe)(**dict(job.options)))))
+    wanted = _leaves(to_dict(job.config))
+    changes = {name: x for name, x in wanted if name not in made or made[name] != x}
+    words = [f"--{name} {word_of(x)}" for name, x in {**job.options, **changes}.items()]
+    return " ".join(["vqkit train", job.plan.recipe, *words])
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield settings by their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def training_weights(config: RunConfig) -> tuple[str, ...]:
     """Return the weights that training needs, by their name in `vqkit.weights`."""
     return ("vgg16", "lpips_vgg") if config.objective.perceptual == "lpips" else ()
@@ -161,15 +181,14 @@ def _job(
     published = published_config(plan)
     elsewhere = plan.test_set != plan.data_set
     trained_on = plan.data_set if elsewhere else data_set
-    options = dict(plan.options) | ({"path": path} if path is not None else {})
+    default = trained_on if trained_on in SUBSTITUTES else plan.folder
+    options = dict(plan.options) | {"path": path if path is not None else f"data/{default}"}
     steps, batch = length.num_steps, length.batch_size
     if batch is None and steps is not None and plan.data_set in SMALL_SETS:
         batch = EQUAL_BATCH
     options |= {"num_steps": steps} if steps is not None else {}
     options |= {"batch_size": batch} if batch is not None else {}
     config = recipe(plan.recipe)(**options)
-    if path is None and trained_on in SUBSTITUTES:
-        config = _moved(config, f"data/{trained_on}")
     config = replace(config, test_data=_test_images(config, elsewhere, test_path))
     if length.seed is not None:
         config = replace(config, seed=length.seed)
@@ -180,6 +199,7 @@ def _job(
         plan=plan,
         config=config,
         published=published,
+        options=options,
         data_set=trained_on,
         test_set=data_set,
         cells=cells,
@@ -192,12 +212,6 @@ def _test_images(config: RunConfig, elsewhere: bool, path: str | None) -> DataCo
     if elsewhere:
         data = looc_table12_images()
     return data if path is None else replace(data, path=path)
-
-
-def _moved(config: RunConfig, path: str) -> RunConfig:
-    assert config.test_data is not None
-    moved = replace(config.data, path=path), replace(config.test_data, path=path)
-    return replace(config, data=moved[0], test_data=moved[1])
 
 
 _UNNAMED: Final = {"codebook": "", "tokens": "tokens", "dim": "dim"} | {

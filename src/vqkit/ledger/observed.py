@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from vqkit.ledger.plans import Plan
+
+if TYPE_CHECKING:
+    from vqkit.evaluation import Evaluation
 
 FORMAT: Final = "vqkit-observation-1"
 SUBSTITUTES: Final[Mapping[str, str]] = {"cifar10-jpeg": "cifar10"}
@@ -32,6 +35,16 @@ class Measurement:
     values: Mapping[str, float | None]
     """Metric -> value, under the evaluator's names: `psnr`, `ssim`, `l1`, `usage`, `rate`, ..."""
 
+    @classmethod
+    def of(cls, found: Evaluation) -> Self:
+        """Return what the ledger keeps of an evaluation."""
+        return cls(
+            protocol=json.loads(json.dumps(found.protocol.to_dict())),
+            num_images=found.num_images,
+            num_tokens=found.num_tokens,
+            values={metric.name: metric.value for metric in found.metrics},
+        )
+
     @property
     def protocol_id(self) -> str:
         """Identifier of the protocol: `cvq-looc:0123abcd`."""
@@ -41,6 +54,12 @@ class Measurement:
     def protocol_name(self) -> str:
         """Its readable half."""
         return str(self.protocol["name"])
+
+    def lost_in(self, other: Measurement | None) -> list[str]:
+        """Return the metrics that have a number here, but not in another measurement."""
+        values = {} if other is None else other.values
+        numbers = (name for name, value in self.values.items() if value is not None)
+        return [name for name in numbers if values.get(name) is None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +127,21 @@ class Observation:
         """Return the measurement under the protocol of that name, if there is one."""
         found = (one for one in self.measurements if one.protocol_name == protocol)
         return next(found, None)
+
+    def over(self, known: Self) -> Self:
+        """Return this observation with what only the earlier one of the same row has.
+
+        Measurements under protocols that were not measured again stay. So does one that has a
+        number which the new one lacks: its identifier says which networks it was measured with,
+        so that two of them are never mixed.
+        """
+        new = {one.protocol_name: one for one in self.measurements}
+        kept = [one for one in known.measurements if one.lost_in(new.get(one.protocol_name))]
+        for one in kept:
+            new[one.protocol_name] = one
+        order = [one.protocol_name for one in (*known.measurements, *self.measurements)]
+        measurements = tuple(new[name] for name in dict.fromkeys(order))
+        return replace(self, measurements=measurements)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""

@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from vqkit.ledger.cells import Cell, Table
-from vqkit.ledger.entries import DATA_NAMES, STATUSES, Entry, Seen, entries
+from vqkit.ledger.entries import (
+    DATA_NAMES,
+    OTHER_PIXELS,
+    STATUSES,
+    TRAINING_IMAGES,
+    Entry,
+    Seen,
+    entries,
+)
 from vqkit.ledger.observed import Observation
+from vqkit.ledger.plans import protocol_of
 from vqkit.ledger.published import PAPERS, tables
 from vqkit.ledger.targets import target_of
+from vqkit.metrics.protocol import DEFAULT
 from vqkit.weights import KNOWN
 
 FORMAT: Final = "vqkit-ledger-1"
@@ -77,9 +87,10 @@ with what was observed instead, or what it takes to observe it. How to read and 
 [reproduction.md](../reproduction.md). As data, one entry per cell: the JSON file beside this page.
 
 A cell reads *printed → observed under the paper's protocol (difference) · under
-`vqkit-default-1`*; **bold** is observed. The length of the run is part of the number and stands in
-the row: below the published length it says how far training got, not that a paper is wrong. *q*:
-the paper quotes the row. What a row needs, in short: *images*, its data set
+`vqkit-default-1`*; **bold** is observed. LooC's rows of 256 × 256 pixels have only the latter and
+no difference, because the paper's protocol is not known. The length of the run is part of the
+number and stands in the row: below the published length it says how far training got, not that a
+paper is wrong. *q*: the paper quotes the row. What a row needs, in short: *images*, its data set
 ([datasets.md](../datasets.md)); *codebook*, made by [vqkit codebook](../codebooks.md); GPU hours by
 arithmetic from the recipe; and weights ([weights.md](../weights.md)):
 
@@ -166,7 +177,10 @@ def _segments(observations: Sequence[Observation]) -> list[str]:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    if share is None:
+        return "–"
+    # Never "100.0 %" for a share that is not whole.
+    return f"{100 * share if share == 1 else min(100 * share, 99.9):.1f} %"
 
 
 def _table(table: Table, by_key: Mapping[str, Entry]) -> str:
@@ -206,16 +220,21 @@ def _cell(entry: Entry) -> str:
     cell = entry.cell
     if not entry.seen:
         return cell.printed
-    first = [one for one in entry.seen if one.run == _chosen(entry).run]
+    shown = (protocol_of(cell), DEFAULT.name)
+    first = [
+        one
+        for one in entry.seen
+        if one.run == _chosen(entry).run and one.protocol.partition(":")[0] in shown
+    ]
     values = " · ".join(_value(cell, one) for one in first)
-    return f"{cell.printed} → {values}"
+    return f"{cell.printed} → {values}" if values else cell.printed
 
 
 def _value(cell: Cell, one: Seen) -> str:
     digits = _DECIMALS.get(cell.metric, cell.decimals)
     digits = digits - 2 if cell.unit == "percent" and cell.metric == "ssim" else digits
     shown = f"**{one.value:.{digits}f}**"
-    if one.difference is None or one.protocol.startswith("vqkit-"):
+    if one.difference is None:
         return shown
     return f"{shown} ({one.difference:+.{digits}f})"
 
@@ -223,7 +242,8 @@ def _value(cell: Cell, one: Seen) -> str:
 def _chosen(entry: Entry) -> Seen:
     """Return the value that the page shows: of the printed pixels if there are any."""
     comparable = [one for one in entry.seen if one.difference is not None]
-    return (comparable or list(entry.seen))[0]
+    real = [one for one in entry.seen if one.note != OTHER_PIXELS]
+    return (comparable or real or list(entry.seen))[0]
 
 
 def _remarks(found: Sequence[Entry]) -> str:
@@ -232,9 +252,11 @@ def _remarks(found: Sequence[Entry]) -> str:
     for entry in found:
         for one in entry.seen:
             if one.run == _chosen(entry).run:
-                pixels = f" on {DATA_NAMES[one.data_set]}" if one.difference is None else ""
+                pixels = f" on {DATA_NAMES[one.data_set]}" if one.note == OTHER_PIXELS else ""
                 bits = f"{one.bits_per_pixel:.4g} bits per pixel"
                 remarks.append(f"`{one.run}`{pixels}: {bits}, {one.length}")
+                if one.note == TRAINING_IMAGES:
+                    remarks.append(one.note)
     needs = [_short(need, entry.cell) for entry in found for need in entry.missing]
     if needs:
         lead = "" if needs[0].endswith(_COMPLETE) else "needs "

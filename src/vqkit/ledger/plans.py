@@ -6,6 +6,7 @@ A plan says nothing about whether the row was run; `observed` does. Rows that se
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,13 +18,6 @@ Options = Mapping[str, Setting]
 
 SMALL_SETS: Final = ("mnist", "cifar10", "fashion-mnist")
 """Data sets of LooC's small images."""
-PROTOCOL_OF: Final[Mapping[str, str]] = {
-    "dual": "vqct-dual",
-    "vqgan-lc": "vqgan-lc",
-    "looc": "cvq-looc",
-}
-"""The named protocol that measures as each paper did."""
-
 _SYSTEMS_NOT_OFFERED: Final = {
     "hvq-vae": "HVQ-VAE, a stack of autoencoders, is not in vqkit",
     "vqct": "VQCT is not in vqkit",
@@ -60,7 +54,7 @@ class Plan:
         """The command that trains it; empty without a recipe."""
         if not self.recipe:
             return ""
-        words = [f"--{name} {_word(x)}" for name, x in self.options.items()]
+        words = [f"--{name} {word_of(x)}" for name, x in self.options.items()]
         return " ".join(["vqkit train", self.recipe, *words, f"--path data/{self.folder}"])
 
     @property
@@ -85,6 +79,19 @@ def plan_of(cell: Cell) -> Plan:
     if cell.system in _SYSTEMS_NOT_OFFERED:
         return _without(cell, _SYSTEMS_NOT_OFFERED[cell.system])
     return _PAPERS[cell.paper](cell)
+
+
+def protocol_of(cell: Cell) -> str:
+    """Return the named protocol that measures as a cell was; empty where that is not known.
+
+    Dual Codebook quotes its baselines from VQCT, whose l1 and l2 are those of [-1, 1]. The
+    framework of LooC's rows of 256 x 256 pixels is not published.
+    """
+    if cell.paper == "dual":
+        return "vqct" if cell.quoted else "vqct-dual"
+    if cell.paper == "looc":
+        return "cvq-looc" if cell.dataset in SMALL_SETS else ""
+    return "vqgan-lc"
 
 
 def needs_beside_a_tokenizer(cell: Cell) -> str:
@@ -220,8 +227,9 @@ def _ablations(cell: Cell) -> dict[str, Setting]:
     return changes
 
 
-def _word(value: Setting) -> str:
-    return str(value).lower() if isinstance(value, bool) else shlex.quote(str(value))
+def word_of(value: object) -> str:
+    """Return a value as an option of a command has it."""
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value))
 
 
 def _number(cell: Cell, name: str, default: int) -> int:

@@ -6,7 +6,6 @@ with the next.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from vqkit.ledger.observed import (
     read_observation,
     write_observation,
 )
-from vqkit.ledger.segments import Sharing, count_sharing
+from vqkit.ledger.segments import count_sharing
 
 if TYPE_CHECKING:
     from vqkit.data import ImageSet
@@ -57,7 +56,7 @@ class Bench:
     ledger: Path
     """Folder of the observations."""
     protocols: Sequence[str]
-    """Names of the protocols that every row is measured under."""
+    """Names of the protocols that every row is measured under; numbers under others stay."""
     networks: bool = False
     """Measure FID and LPIPS, too, each as its protocol has it; needs weights."""
     reference: str | None = None
@@ -122,27 +121,44 @@ def _same_settings(saved: Mapping[str, Any], config: RunConfig) -> bool:
 def _make(job: Job, number: int, bench: Bench) -> Observation:
     path = bench.ledger / f"{job.observation}.json"
     known = read_observation(path) if path.is_file() else None
+    if known is not None and not _same_settings(known.settings, job.config):
+        raise ValueError(f"{path}: was observed with other settings; delete it to observe it again")
+    protocols = _lacking(known, job, bench)
+    if known is not None and not protocols:
+        bench.tell(f"{job.observation}: was observed before, in {path}")
+        return known
+    observation = _observe(job, number, bench, protocols)
     if known is not None:
-        if not _same_settings(known.settings, job.config):
-            raise ValueError(
-                f"{path}: was observed with other settings; delete it to observe it again"
-            )
-        if not _lacking(known, bench):
-            bench.tell(f"{job.observation}: was observed before, in {path}")
-            return known
-    observation = _observe(job, number, bench)
+        _tell_kept(observation, known, bench)
+        observation = observation.over(known)
     bench.tell(f"{job.observation}: wrote {write_observation(observation, bench.ledger)}")
     return observation
 
 
-def _lacking(known: Observation, bench: Bench) -> bool:
-    """Whether an observation lacks a protocol or a number that is asked for."""
+def _lacking(known: Observation | None, job: Job, bench: Bench) -> list[str]:
+    """Return the protocols to measure under: all, or those that an observation lacks."""
+    if known is None:
+        return list(bench.protocols)
+    lacking = []
     for protocol in bench.protocols:
         measured = known.measurement(protocol)
         wanted = network_metrics(protocol) if bench.networks else ()
         if measured is None or any(measured.values.get(name) is None for name in wanted):
-            return True
-    return False
+            lacking.append(protocol)
+    if lacking and not (bench.out / job.name / "result.json").is_file():
+        # It will be trained anew: what was measured of the former run belongs to that.
+        lacking = list(dict.fromkeys([one.protocol_name for one in known.measurements] + lacking))
+    return lacking
+
+
+def _tell_kept(found: Observation, known: Observation, bench: Bench) -> None:
+    """Tell which measurements stay because the new ones lack numbers."""
+    for one in found.measurements:
+        former = known.measurement(one.protocol_name)
+        lost = former.lost_in(one) if former is not None else []
+        if lost:
+            what = f"the former measurement under {one.protocol_name} stays"
+            bench.tell(f"{found.name}: {what}, with its {', '.join(lost)}")
 
 
 def network_metrics(protocol: str) -> tuple[str, ...]:
@@ -156,7 +172,7 @@ def network_metrics(protocol: str) -> tuple[str, ...]:
     return (*lpips, "fid") if found.fid_resize else lpips
 
 
-def _observe(job: Job, number: int, bench: Bench) -> Observation:
+def _observe(job: Job, number: int, bench: Bench, protocols: Sequence[str]) -> Observation:
     from vqkit.training import train
     from vqkit.training.run_folder import parse_result
 
@@ -169,8 +185,8 @@ def _observe(job: Job, number: int, bench: Bench) -> Observation:
     result = parse_result(folder / "result.json")
     images = _images(job.config.test_data, bench)
     bench.tell(f"{job.observation}: measuring on {len(images):,} images of {job.test_set}")
-    evaluations = _evaluate(tokenizer, images, job, bench)
-    sharing = _sharing(tokenizer, images, _batch(job))
+    evaluations = _evaluate(tokenizer, images, job, bench, protocols)
+    sharing = count_sharing(tokenizer, images, _batch(job))
     rate, machine = evaluations[0].value("rate"), _machine(result)
     assert rate is not None  # counted for every tokenizer
     return Observation(
@@ -191,7 +207,7 @@ def _observe(job: Job, number: int, bench: Bench) -> Observation:
         bits_per_pixel=rate,
         codebook_floats=evaluations[0].codebook_floats,
         segments=None if sharing is None else sharing.to_dict(),
-        measurements=tuple(_measurement(one) for one in evaluations),
+        measurements=tuple(Measurement.of(one) for one in evaluations),
     )
 
 
@@ -208,14 +224,14 @@ def _machine(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate(
-    tokenizer: ImageTokenizer, images: ImageSet, job: Job, bench: Bench
+    tokenizer: ImageTokenizer, images: ImageSet, job: Job, bench: Bench, names: Sequence[str]
 ) -> tuple[Evaluation, ...]:
     """Measure the same reconstructions under every protocol."""
     from vqkit.evaluation.evaluator import evaluate_under
     from vqkit.metrics import find_protocol
 
     assert job.config.test_data is not None
-    protocols = [find_protocol(name) for name in bench.protocols]
+    protocols = [find_protocol(name) for name in names]
     found = evaluate_under(
         tokenizer,
         images,
@@ -243,31 +259,8 @@ def _networks(protocol: Protocol, bench: Bench) -> Networks:
     return networks_of(protocol, reference=bench.reference if other else None, device=bench.device)
 
 
-def _measurement(found: Evaluation) -> Measurement:
-    return Measurement(
-        protocol=json.loads(json.dumps(found.protocol.to_dict())),
-        num_images=found.num_images,
-        num_tokens=found.num_tokens,
-        values={metric.name: metric.value for metric in found.metrics},
-    )
-
-
 def _batch(job: Job) -> int:
     return max(1, min(64, PIXELS // side_of(job.config.data) ** 2))
-
-
-def _sharing(tokenizer: ImageTokenizer, images: ImageSet, batch: int) -> Sharing | None:
-    """Count how segments share a codebook; None where there is no such codebook."""
-    import torch
-
-    from vqkit.analysis.conditions import token_batches
-
-    quantizer = tokenizer.quantizer
-    if len(quantizer.books) != 1 or len(quantizer.slots) == 1:
-        return None
-    with torch.no_grad():
-        batches = (ids for _, ids in token_batches(tokenizer.eval(), images, batch, None))
-        return count_sharing(batches, quantizer.slots[0].num_codes)
 
 
 @contextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
+from vqkit.analysis.codes.segments import segment_names, segment_usage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vqkit.data import ImageSet
+    from vqkit.models import ImageTokenizer
 
 FEW = 0.9
 """LooC counts the segments that use not above 90 % of the codes."""
@@ -35,25 +37,29 @@ class Sharing:
         return {**asdict(self), "usage": [round(share, 6) for share in self.usage]}
 
 
-def count_sharing(batches: Iterable[Tensor], num_codes: int) -> Sharing:
-    """Count which segment uses which code.
+def count_sharing(tokenizer: ImageTokenizer, images: ImageSet, batch_size: int) -> Sharing | None:
+    """Count over an image set which segment uses which code.
 
-    Args:
-        batches: ids (..., T) int64 in [0, num_codes), one token per segment in the last dimension.
-        num_codes: codes of the codebook that the segments share.
+    Segments are those of `vqkit.analysis.segment_usage`: the sub-pixels of β > 1 are no segments
+    of their own.
+
+    Returns:
+        None where no segments share a codebook: one segment only, or a codebook for each.
     """
-    used = torch.zeros(0, num_codes, dtype=torch.bool)
-    for ids in batches:
-        rows = ids.reshape(-1, ids.shape[-1]).cpu()
-        if not len(used):
-            used = torch.zeros(rows.shape[1], num_codes, dtype=torch.bool)
-        used[torch.arange(rows.shape[1]).expand_as(rows), rows] = True
-    if not len(used):
-        raise ValueError("batches: hold no token; give the ids of at least one image")
+    if len(tokenizer.quantizer.books) != 1 or len(set(segment_names(tokenizer))) == 1:
+        return None
+    (book,) = segment_usage(tokenizer, images, batch_size=batch_size).books
+    return sharing_of(book.counts)
+
+
+def sharing_of(counts: Tensor) -> Sharing:
+    """Return the sharing of counts (S, K): how often each segment drew each code."""
+    used = counts > 0
     usage = used.double().mean(1)
     sharers = used.sum(0).sort(descending=True).values
+    num_segments, num_codes = used.shape
     return Sharing(
-        num_segments=len(used),
+        num_segments=num_segments,
         num_codes=num_codes,
         usage=tuple(usage.tolist()),
         segments_below_90pct=int((usage <= FEW).sum()),

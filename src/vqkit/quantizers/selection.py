@@ -101,7 +101,7 @@ class Reselect(UpdateRule):
         self.forget()
         chosen = self._features_near(vectors, codebook, clock)[: len(idle)]
         places = idle[: len(chosen)]
-        codebook.features[places] = self.pool[chosen]
+        codebook.features[places] = self.pool[chosen].to(codebook.features.dtype)
         self.row[places], self.waited[places] = chosen, 0
 
     def _features_near(self, vectors: Tensor, codebook: Codebook, clock: Clock) -> Tensor:
@@ -115,7 +115,8 @@ class Reselect(UpdateRule):
         rows = free.nonzero()[:, 0]
         if not len(vectors) or not len(rows):
             return rows[:0]
-        codes, candidates = codebook.compute(clock)[0].detach(), codebook.projector(self.pool[rows])
+        features = self.pool[rows].to(codebook.features.dtype)
+        codes, candidates = codebook.compute(clock)[0].detach(), codebook.projector(features)
         there = nearest_with_scores(vectors, codes, self.metric)[1]
         ids, here = nearest_with_scores(vectors, candidates, self.metric)
         chosen = rows[ids[here > there]]
