@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,18 @@ def test_the_curve_of_frequencies_is_drawn_from_the_numbers(images, tmp_path):
     table = results[0].books[0].table()
     drawn = np.asarray(pixels).flatten()[: len(table)] > 0.001
     assert drawn.tolist() == (table > 0).tolist()
+    footer = figure.subfigs[-1].get_supxlabel()
+    assert "no map of 1 of 4 codebooks" in footer
+
+
+def test_the_figure_of_frequencies_says_which_maps_it_leaves_out(images):
+    ten = code_frequency(make_tokenizer("pq", num_codes=8, dim=1, num_segments=10), images)
+    figure = frequency_figure([ten])
+    assert sum(bool(axes.get_images()) for axes in figure.axes) == 8
+    footer = figure.subfigs[-1].get_supxlabel()
+    assert "no map of 2 of 10 codebooks: the first 8 of at most 1,048,576 codes" in footer
+    eight = replace(ten, books=ten.books[:8])
+    assert "no map" not in frequency_figure([eight]).subfigs[-1].get_supxlabel()
 
 
 # t-SNE

@@ -207,6 +207,15 @@ def test_every_codebook_of_a_run_has_its_marks(tmp_path):
     assert "untouched: 0, never drawn" in figure.axes[0].get_title()
 
 
+def test_the_generators_of_gpus_stay_as_they_are(tmp_path, monkeypatch):
+    config, folder = train_tiny(tmp_path, "vq_vae")
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    record = read_result(folder)
+    assert initial_tables(config, record).tables is not None
+    assert seeded == []
+
+
 def test_initial_codes_of_another_version_are_unknown(tmp_path):
     config, folder = train_tiny(tmp_path, "vq_vae")
     record = read_result(folder)

@@ -45,7 +45,7 @@ def test_points_know_the_sizes_of_codebooks(evaluations):
         "a": (12, 4, 1),
         "b": (24, 4, 1),
         "c": (12, 2, 1),
-        "two": (16, 4, 2),
+        "two": (16, None, 2),
         "lattice": (15, None, 1),
     }
     for name, point in shapes.items():
@@ -54,20 +54,30 @@ def test_points_know_the_sizes_of_codebooks(evaluations):
         assert point.uniform_usage == pytest.approx(uniform)
 
 
+def test_no_length_is_made_up_for_several_codebooks(evaluations):
+    books = evaluations["two"].books
+    unequal = replace(evaluations["two"], codebook_floats=16 * 1 + 6 * 9)
+    assert sum(book.num_codes for book in books) == 22
+    assert size_point(replace(unequal, codebook_floats=3 * 22)).dim is None
+    assert size_point(unequal).dim is None
+    longer = size_point(replace(unequal, codebook_floats=3 * 22))
+    apart = lines([size_point(unequal), longer], "num_codes", "psnr")
+    assert [len(row) for row in apart.values()] == [1, 1], "they differ in more than K"
+
+
 def test_lines_join_what_differs_in_one_size_alone(evaluations):
     points = points_of(evaluations, b="looc", a="looc", c="looc", two="dual", lattice="fsq")
     by_codes = lines(points, "num_codes", "psnr")
     assert {key: [place for place, _, _ in row] for key, row in by_codes.items()} == {
-        ("looc", 4): [12, 24],
-        ("looc", 2): [12],
-        ("dual", 4): [16],
-        ("fsq", None): [15],
+        ("looc", 4, 4): [12, 24],
+        ("looc", 2, 2): [12],
+        ("dual", None, 4): [16],
+        ("fsq", None, 0): [15],
     }
     by_dim = lines(points, "dim", "psnr")
     assert {key: [place for place, _, _ in row] for key, row in by_dim.items()} == {
-        ("looc", 24): [4],
-        ("looc", 12): [2, 4],
-        ("dual", 16): [4],
+        ("looc", 24, 0): [4],
+        ("looc", 12, 0): [2, 4],
     }
     assert lines(points, "dim", "fid") == {}
 
@@ -87,7 +97,7 @@ def test_the_figure_of_sizes_shows_the_numbers(evaluations):
         tuple(offset) for group in plane.collections for offset in group.get_offsets().tolist()
     }
     assert drawn == {(12, 4), (24, 4), (12, 2)}
-    assert "3 of 4 have a table" in plane.get_title()
+    assert "3 of 4 of known length" in plane.get_title()
 
 
 def test_the_figure_of_scaling_says_that_fid_is_missing(evaluations):

@@ -15,19 +15,22 @@ import torch
 from PIL import Image
 from report_runs import HOSTILE, make_tokenizer, measure, write_pictures, write_run
 
+from vqkit.analysis import segment_usage
 from vqkit.cli import main
 from vqkit.data import load_images
-from vqkit.evaluation import Rosetta
+from vqkit.evaluation import Evaluation, Rosetta
+from vqkit.models import ImageTokenizer
 from vqkit.report import Run, distinct, gallery, read_run, write_report
 from vqkit.report.axes import axis_over
 from vqkit.report.counting import count_codes
-from vqkit.report.details import flat, settings_section
+from vqkit.report.details import cost_table, flat, settings_section
+from vqkit.report.headline import headline
 from vqkit.report.markup import Markup, joined, tag
 from vqkit.report.pictures import data_uri, error_uri, make_gallery, palette
 from vqkit.report.plots import MAX_POINTS, RatePoint, front, thinned
 from vqkit.report.quality import protocol_list, quality_table, value_of
 from vqkit.report.rosetta import rosetta_section
-from vqkit.report.usage import _grouped
+from vqkit.report.usage import _grouped, _sharing
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -159,7 +162,7 @@ def test_the_best_of_those_measured_alike_is_marked(runs):
 def test_other_protocols_have_their_own_best(runs):
     found = runs[1].evaluation
     other = replace(found, protocol=replace(found.protocol, psnr_cap=50.0))
-    table = Page(str(quality_table([runs[0], replace(runs[1], evaluations=(other,))])))
+    table = Page(str(quality_table([runs[0], replace(runs[1], evaluation=other)])))
     assert not [a for a in table.all("td") if a.get("class") == "best"]
     assert [w for w in table.text if w in ("[1]", "[2]")][:2] == ["[1]", "[2]"]
 
@@ -170,7 +173,7 @@ def test_remarks_on_numbers_are_said_once(runs):
         first, *rest = run.evaluation.metrics
         fid = replace(first, name="fid", unit="", value=value, spread=0.25, note="too few.")
         evaluation = replace(run.evaluation, metrics=(first, *rest, fid))
-        noted.append(replace(run, evaluations=(evaluation,)))
+        noted.append(replace(run, evaluation=evaluation))
     words = Page(str(joined(quality_table(noted), protocol_list(noted)))).words
     assert words.count("too few.") == 1
     assert "FID of first, second: too few." in words
@@ -197,6 +200,32 @@ def test_other_protocols_stand_side_by_side(runs, tmp_path):
     write_run(folder, runs[0].config.test_data)
     both.save(folder / "rosetta.json")
     assert read_run(folder).rosetta == both.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: {"format": values["format"]}, "'protocols' is not there"),
+        (lambda values: values | {"format": "other"}, "format='other'"),
+        (lambda values: values | {"rows": [{"metric": "psnr"}]}, "'cells' is not there"),
+        (lambda values: values | {"protocols": [{"name": 3}]}, "name=3"),
+        (
+            lambda values: values | {"rows": [{"metric": "psnr", "cells": {"a": {"value": "x"}}}]},
+            "value='x'",
+        ),
+        (lambda values: [], "format=None"),
+    ],
+)
+def test_a_damaged_translation_is_named(change, said, runs, tmp_path):
+    folder = write_run(tmp_path / "run", runs[0].config.test_data)
+    values = Rosetta(evaluations=(runs[0].evaluation,)).to_dict()
+    (folder / "rosetta.json").write_text(json.dumps(change(values)), encoding="utf-8")
+    run = read_run(folder)
+    assert run.rosetta is None
+    (sentence,) = run.missing
+    assert "rosetta.json is passed over" in sentence
+    assert said in sentence
+    assert "Other protocols" not in Page(write([run], tmp_path)).words
 
 
 def points(seed):
@@ -234,9 +263,22 @@ def test_codes_are_counted_by_book_and_slot(images):
     (book,) = found.books
     drawn = [int((ids == code).sum()) for code in range(8)]
     assert book.draws.tolist() == sorted((n for n in drawn if n), reverse=True)
-    assert book.slot_used == tuple(len(set(ids[:, slot].tolist())) for slot in range(3))
     slots = [sum(code in ids[:, slot] for slot in range(3)) for code in range(8)]
-    assert book.shared == tuple(slots.count(n) for n in (1, 2, 3))
+    assert book.shared == tuple(slots.count(n) for n in range(4))
+
+
+def test_subpixels_of_a_segment_count_as_one(images):
+    tokenizer = make_tokenizer(num_codes=8, beta=2)
+    (found,) = count_codes(tokenizer, images).books
+    (expected,) = segment_usage(tokenizer, images).books
+    assert len(tokenizer.quantizer.slots) == 12
+    assert len(found.shared) == 1 + len(expected.segments) == 4
+    assert found.shared == tuple(expected.sharing().bincount(minlength=4).tolist())
+    assert found.draws.tolist() == sorted(
+        (n for n in expected.counts.sum(0).tolist() if n), reverse=True
+    )
+    words = Page(str(_sharing(found))).words
+    assert "of 3 segments" in words
 
 
 @pytest.mark.parametrize("slots", [2, 8, 9, 16, 64])
@@ -408,6 +450,60 @@ def test_command(runs, tmp_path, capsys):
     assert "The first 1 of 3 images" in page.words
     assert "Mine" in page.words
     assert "vqkit report" in page.words
+
+
+def under(evaluation, name):
+    """The same numbers, said to be of another protocol."""
+    return replace(evaluation, protocol=replace(evaluation.protocol, name=name))
+
+
+def test_another_protocol_does_not_stand_for_the_usual_one(runs, tmp_path, capsys):
+    data = write_pictures(tmp_path / "pictures", 1)
+    folder, out = write_run(tmp_path / "run", data), tmp_path / "report.html"
+    odd = under(runs[0].evaluation, "cvq-looc")
+    odd.save(folder / "evaluation-887cb505.json")
+    read = read_run(folder)
+    assert read.evaluation is None
+    assert read.others == read.evaluations == (odd,)
+    assert "PSNR" not in Page(str(headline([read]))).words
+    assert "not known" in str(cost_table([replace(read, tokenizer=None)]))
+    assert odd.protocol.id in Page(str(protocol_list([read]))).words
+    assert main(["report", str(folder), "-o", str(out)]) == 0
+    assert "measuring first on 1 images" in capsys.readouterr().err
+    again = read_run(folder)
+    assert again.evaluation.protocol.name == "vqkit-default-1"
+    assert again.evaluation.num_images == 1
+    assert again.others == (odd,)
+
+
+def test_a_file_of_another_protocol_is_never_replaced(runs, tmp_path, capsys):
+    data = write_pictures(tmp_path / "pictures", 1)
+    folder, out = write_run(tmp_path / "run", data), tmp_path / "report.html"
+    odd = under(runs[0].evaluation, "cvq-looc")
+    odd.save(folder / "evaluation.json")
+    assert main(["report", str(folder), "-o", str(out)]) == 0
+    assert "measuring first" in capsys.readouterr().err
+    assert Evaluation.load(folder / "evaluation.json") == odd
+    words = Page(out.read_text(encoding="utf-8")).words
+    assert "vqkit-default-1:" in words
+    assert odd.protocol.id in words
+
+
+def test_a_model_that_has_diverged_shows_no_pictures(tmp_path):
+    data = write_pictures(tmp_path / "pictures", 2)
+    folder, out = write_run(tmp_path / "run", data), tmp_path / "report.html"
+    broken = ImageTokenizer.from_pretrained(folder / "tokenizer")
+    with torch.no_grad():
+        for weights in broken.decoder.parameters():
+            weights.fill_(math.nan)
+    broken.save_pretrained(folder / "tokenizer")
+    healthy = write_run(tmp_path / "healthy", data, name="healthy")
+    assert main(["report", str(folder), str(healthy), "-o", str(out)]) == 0
+    page = Page(out.read_text(encoding="utf-8"))
+    assert "it was not measured: images: hold NaN" in page.words
+    assert "it makes no pictures (images: hold NaN" in page.words
+    assert not [a for a in page.all("img") if " through first," in (a.get("alt") or "")]
+    assert len([a for a in page.all("img") if " through healthy," in (a.get("alt") or "")]) == 2
 
 
 def test_command_measures_what_was_not(tmp_path, capsys):

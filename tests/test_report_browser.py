@@ -33,7 +33,7 @@ def page(tmp_path_factory):
         measure(place, data, name)
         runs.append(read_run(place))
     bare = Run(name=LONG, place=f"/{LONG}/" * 3, missing=("there is nothing.",))
-    runs.append(replace(runs[0], name="unmeasured", evaluations=()))
+    runs.append(replace(runs[0], name="unmeasured", evaluation=None))
     images = load_images(data)
     return write_report([*runs, bare], folder / "report.html", images=images, title=HOSTILE).path
 

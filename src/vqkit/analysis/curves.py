@@ -68,7 +68,10 @@ class SizePoint:
     num_codes: int
     """K, of the largest codebook where there are several of different sizes."""
     dim: int | None
-    """Length of a code; None for a lattice, and where codebooks have different ones."""
+    """Length of a code; None for a lattice, and for several codebooks: an evaluation does not say
+    how long the codes of each are."""
+    mean_dim: float
+    """Numbers of all codebooks over all their codes; 0 for a lattice."""
     num_books: int
     codebook_floats: int
     num_images: int
@@ -93,13 +96,14 @@ def size_point(found: Measured, *, method: str = "tokenizer") -> SizePoint:
         found: a `vqkit.evaluation.Evaluation`.
         method: what lines join, such as the preset of the quantizer.
     """
-    total = sum(book.num_codes for book in found.books)
-    whole = found.codebook_floats % total == 0
+    dim, rest = divmod(found.codebook_floats, found.books[0].num_codes)
+    known = len(found.books) == 1 and dim > 0 and rest == 0
     return SizePoint(
         name=found.name,
         method=method,
         num_codes=max(book.num_codes for book in found.books),
-        dim=found.codebook_floats // total or None if whole else None,
+        dim=dim if known else None,
+        mean_dim=found.codebook_floats / sum(book.num_codes for book in found.books),
         num_books=len(found.books),
         codebook_floats=found.codebook_floats,
         num_images=found.num_images,
@@ -126,17 +130,19 @@ def check_points(points: Sequence[SizePoint]) -> None:
 
 def lines(
     points: Sequence[SizePoint], x: str, metric: str
-) -> dict[tuple[str, int | None], list[tuple[int, float, SizePoint]]]:
+) -> dict[tuple[str, int | None, float], list[tuple[int, float, SizePoint]]]:
     """Join points of one method that differ in `x` alone: `num_codes` or `dim`.
 
-    Returns (x, value, point), x rising, by (method, the other size). Points without a value or
-    without a length of codes are left out.
+    Returns (x, value, point), x rising, by (method, the other size, and over `num_codes` the mean
+    length too, which keeps codebooks of unknown lengths apart). Points without a value or without
+    the size `x` are left out.
     """
     other = {"num_codes": "dim", "dim": "num_codes"}[x]
-    found: dict[tuple[str, int | None], list[tuple[int, float, SizePoint]]] = {}
+    found: dict[tuple[str, int | None, float], list[tuple[int, float, SizePoint]]] = {}
     for point in points:
         place, value = getattr(point, x), point.metrics.get(metric)
         if place is not None and value is not None:
-            key = (point.method, getattr(point, other))
+            mean = point.mean_dim if x == "num_codes" else 0.0
+            key = (point.method, getattr(point, other), mean)
             found.setdefault(key, []).append((place, value, point))
     return {key: sorted(row, key=lambda one: one[:2]) for key, row in found.items()}

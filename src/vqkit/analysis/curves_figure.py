@@ -94,7 +94,7 @@ def _draw_lines(
     axes: Axes, points: Sequence[SizePoint], x: str, metric: str, styles: dict[str, dict[str, Any]]
 ) -> None:
     letter = "d" if x == "num_codes" else "K"
-    for (method, other), row in lines(points, x, metric).items():
+    for (method, other, _), row in lines(points, x, metric).items():
         places, values, _ = zip(*row, strict=True)
         axes.plot(places, values, markersize=6, linewidth=1.4, **styles[method])
         text = "" if other is None else f"{letter} = {other:,}"
@@ -115,7 +115,7 @@ def _draw_plane(
 
     shown = [p for p in points if p.dim is not None and p.metrics.get(metric) is not None]
     axes.set(xlabel="codes of a codebook, K", ylabel="length of a code, d")
-    axes.set_title(f"codebooks, {len(shown)} of {len(points)} have a table", fontsize=10)
+    axes.set_title(f"codebooks, {len(shown)} of {len(points)} of known length", fontsize=10)
     if not shown:
         return
     values = [value for point in shown if (value := point.metrics[metric]) is not None]
@@ -151,7 +151,7 @@ def _draw_fid(axes: Axes, points: Sequence[SizePoint], styles: dict[str, dict[st
     axes.set_title("FID (star: best of its method)", fontsize=10)
     _draw_lines(axes, points, "num_codes", "fid", styles)
     for method, style in styles.items():
-        row = [one for (name, _), line in found.items() if name == method for one in line]
+        row = [one for (name, *_), line in found.items() if name == method for one in line]
         if row:
             place, value, _ = min(row, key=lambda one: one[1])
             axes.plot(place, value, color=style["color"], marker="*", markersize=16)

@@ -29,6 +29,7 @@ LEAST = 0.01
 """Draws over mean draws where the colours of maps begin."""
 MAPS = 8
 """Codebooks that are drawn so in one figure."""
+_LIMITS = f"the first {MAPS} of at most {PIXELS:,} codes have one"
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -92,7 +93,8 @@ def _usage_lines(runs: Sequence[RunUsage]) -> list[tuple[str, Sequence[EpochUsag
 def frequency_figure(found: Sequence[Frequency]) -> Figure:
     """Draw the sorted frequencies of all codebooks and, below, each code as one pixel.
 
-    A curve ends where the codes end that were drawn at all. Dotted: all codes equally often.
+    A curve ends where the codes end that were drawn at all. Dotted: all codes equally often. Maps
+    are those of the first 8 codebooks of at most 2²⁰ codes; the footer says if there are more.
     """
     labels = book_labels([(one.conditions.name, [b.name for b in one.books]) for one in found])
     books = [book for one in found for book in one.books]
@@ -111,7 +113,9 @@ def frequency_figure(found: Sequence[Frequency]) -> Figure:
         bar = parts[1].colorbar(drawn[0], ax=panels, shrink=0.8, panchor=False)
         bar.set_label("draws / mean draws (black: never drawn)", fontsize=8)
         bar.ax.tick_params(labelsize=8)
-    add_footer(parts[-1], [one.conditions for one in found])
+    left_out = len(pairs) - len(shown)
+    note = f"no map of {left_out} of {len(pairs)} codebooks: {_LIMITS}" if left_out else ""
+    add_footer(parts[-1], [one.conditions for one in found], note)
     return figure
 
 
@@ -218,10 +222,9 @@ def book_labels(owners: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     ]
 
 
-def percent(share: float) -> str:
-    """Write a share in [0, 1] as `97.3 %`."""
-    # Never "100 %" for a share that is not whole.
-    return "100 %" if share == 1 else f"{min(100 * share, 99.9):.1f} %"
+def percent(share: float, *, unit: str = " %") -> str:
+    """Write a share in [0, 1] as `97.3 %`; never `100 %` for one that is not whole."""
+    return f"100{unit}" if share == 1 else f"{min(100 * share, 99.9):.1f}{unit}"
 
 
 def finish(axes: Axes) -> None:

@@ -27,8 +27,9 @@ def run(words: Sequence[str]) -> None:
     A NAME is the folder of a run, the folder of a tokenizer, or the JSON file of an evaluation. The
     page has a sortable table, quality over rate, the same pictures through every run, use of the
     codes, training curves, cost, settings that differ, and provenance; what a run lacks is said.
-    A run without an `evaluation.json` is measured first, on its own test images or those of
-    --data.*; where these are its own, the numbers are kept in its folder.
+    A run without an `evaluation.json` of the default protocol is measured first, on its own test
+    images or those of --data.*; where these are its own, the numbers are kept in its folder, unless
+    it holds a file of that name. `evaluation-<id>.json` are more rows of the table.
     """
     names, rest = split_names(words)
     options = Options("report NAME [NAME ...]", run.__doc__)
@@ -89,7 +90,7 @@ def write_comparison_report(
         else:
             lacks = "a tokenizer from the hub: no curves and settings of the training."
             read = Run(name=one.name, place=place, tokenizer=one.tokenizer, missing=(lacks,))
-        runs.append(replace(read, name=one.name, evaluations=(found,)))
+        runs.append(replace(read, name=one.name, evaluation=found, others=()))
     report = write_report(runs, out, images=images, note=note, command=command, progress=tell)
     return report.path
 
@@ -115,10 +116,11 @@ class _Sets:
 
 
 def _measured(run: Run, sets: _Sets) -> Run:
-    """Return a run with an evaluation, measured now if it has none and there are images."""
+    """Return a run with the usual evaluation, measured now if it has none and there are images."""
     from vqkit.evaluation import evaluate
+    from vqkit.report.runs import EVALUATION
 
-    if run.evaluations or run.tokenizer is None:
+    if run.evaluation is not None or run.tokenizer is None:
         return run
     try:
         found = sets.of(run)
@@ -133,13 +135,17 @@ def _measured(run: Run, sets: _Sets) -> Run:
     if taken != images.channels:
         return run.lacks(f"it was not measured: it takes images of {taken} channels.")
     tell(f"measuring {run.name} on {len(images):,} images of {place_of(data)}")
-    with plain_warnings():
-        evaluation = evaluate(
-            run.tokenizer, images, batch_size=16, name=run.name, progress=progress_of(run.name)
-        )
-    if run.config is not None and data == run.config.test_data:
-        evaluation.save(Path(run.place).expanduser() / "evaluation.json")
-    return replace(run, evaluations=(evaluation,))
+    try:
+        with plain_warnings():
+            evaluation = evaluate(
+                run.tokenizer, images, batch_size=16, name=run.name, progress=progress_of(run.name)
+            )
+    except ValueError as error:  # a model that has diverged, a broken image
+        return run.lacks(f"it was not measured: {error}.")
+    file = Path(run.place).expanduser() / EVALUATION
+    if run.config is not None and data == run.config.test_data and not file.exists():
+        evaluation.save(file)
+    return replace(run, evaluation=evaluation)
 
 
 def _common_images(runs: list[Run], sets: _Sets) -> tuple[ImageSet | None, list[Run]]:

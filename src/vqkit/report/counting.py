@@ -1,4 +1,4 @@
-"""How often every code is drawn on the images of a report, by codebook and by slot."""
+"""How often every code is drawn on the images of a report, by codebook and by segment."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from vqkit.analysis.codes.segments import SegmentBook, by_segment, segments_of
 from vqkit.data import ImageSet, iterate_once
-from vqkit.metrics.counts import Counts, SeenCounts, TableCounts, make_counts
+from vqkit.metrics.counts import Counts, TableCounts, make_counts
 from vqkit.models import ImageTokenizer
 from vqkit.models.tokenizer import evaluation_mode
 from vqkit.training.window import book_names
@@ -26,12 +27,10 @@ class BookCounts:
     name: str
     num_codes: int
     draws: Tensor
-    """(U,) int64: draws of every code that was drawn, all slots pooled, most first."""
-    slot_names: tuple[str, ...]
-    slot_used: tuple[int, ...]
-    """Codes that each slot drew at least once."""
+    """(U,) int64: draws of every code that was drawn, all segments pooled, most first."""
     shared: tuple[int, ...]
-    """Entry n - 1: codes that exactly n slots drew."""
+    """Entry n: codes that exactly n segments drew, the sub-pixels of β > 1 pooled. Empty beyond
+    4,194,304 segments × codes."""
 
     @property
     def num_tokens(self) -> int:
@@ -55,16 +54,18 @@ def count_codes(
     *,
     batch_size: int = 16,
 ) -> RunCounts:
-    """Encode the first images of a set and count every token by its code and its slot."""
+    """Encode the first images of a set and count every token by its code and its segment."""
     quantizer = tokenizer.quantizer
     device = next(tokenizer.parameters()).device
-    tallies = [make_counts(len(b), quantizer.slots[b[0]].num_codes) for b in quantizer.books]
+    sizes = [quantizer.slots[book[0]].num_codes for book in quantizer.books]
+    owners = segments_of(tokenizer)
+    tallies = [make_counts(len(m), num_codes) for m, num_codes in zip(owners, sizes, strict=True)]
     done = pixels = 0
     with torch.no_grad(), evaluation_mode(tokenizer):
         for batch in iterate_once(images, batch_size):
             ids = tokenizer.encode(batch.images.to(device)).flatten(0, -2)
-            for book, tally in zip(quantizer.books, tallies, strict=True):
-                tally.add(ids[:, list(book)])
+            for members, tally in zip(owners, tallies, strict=True):
+                tally.add(by_segment(ids, members))
             done += len(batch.images)
             pixels += batch.images[:, 0].numel()
             if done >= MAX_IMAGES or pixels >= MAX_PIXELS:
@@ -73,22 +74,18 @@ def count_codes(
     books = tuple(
         BookCounts(
             name=name,
-            num_codes=quantizer.slots[book[0]].num_codes,
+            num_codes=num_codes,
             draws=tally.pooled().cpu().sort(descending=True).values,
-            slot_names=tuple(quantizer.slots[slot].name for slot in book),
-            slot_used=tuple(len(tally.of_slot(i)) for i in range(len(book))),
-            shared=_shared(tally, len(book)),
+            shared=_shared(name, tuple(members), tally),
         )
-        for name, book, tally in zip(names, quantizer.books, tallies, strict=True)
+        for name, num_codes, members, tally in zip(names, sizes, owners, tallies, strict=True)
     )
     return RunCounts(books=books, num_images=done, of_images=len(images))
 
 
-def _shared(tally: Counts, num_slots: int) -> tuple[int, ...]:
-    """Count the codes that were drawn by exactly 1, 2, ... `num_slots` slots."""
-    if isinstance(tally, TableCounts):
-        slots = (tally.table > 0).sum(0)
-    else:
-        assert isinstance(tally, SeenCounts)
-        slots = (tally.seen[:, 0] % tally.num_codes).unique(return_counts=True)[1]
-    return tuple(int((slots == n).sum()) for n in range(1, num_slots + 1))
+def _shared(name: str, segments: tuple[str, ...], tally: Counts) -> tuple[int, ...]:
+    """Count the codes that were drawn by exactly 0, 1, 2, ... segments."""
+    if not isinstance(tally, TableCounts):
+        return ()
+    book = SegmentBook(name=name, segments=segments, counts=tally.table.cpu())
+    return tuple(book.sharing().bincount(minlength=len(segments) + 1).tolist())

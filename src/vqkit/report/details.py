@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vqkit.report.axes import breakable, named
-from vqkit.report.markup import Content, Markup, joined, tag
+from vqkit.report.markup import Content, Markup, heading, joined, tag
 from vqkit.report.plots import Curve, curves
 from vqkit.report.runs import Run
 
@@ -34,9 +34,9 @@ def cost_table(runs: Sequence[Run]) -> Markup:
         ("training pace", "images/s", _pace, 1),
         ("memory", "MiB, most logged", _memory, 0),
     ]
-    heads = [_head("run", "", "text")]
-    heads += [_head(label, unit, "number") for label, unit, _, _ in columns]
-    heads.append(_head("on", "", "text"))
+    heads = [heading("run", "", "text")]
+    heads += [heading(label, unit, "number") for label, unit, _, _ in columns]
+    heads.append(heading("on", "", "text"))
     rows = [
         tag(
             "tr",
@@ -48,13 +48,6 @@ def cost_table(runs: Sequence[Run]) -> Markup:
     ]
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="sortable")
     return _scrolling(table, "Cost of every run")
-
-
-def _head(label: str, unit: str, look: str) -> Markup:
-    small = tag("small", unit) if unit else None
-    return tag(
-        "th", tag("button", tag("span", label), small, type="button"), class_=look, scope="col"
-    )
 
 
 def _number(value: float | None, digits: int) -> Markup:

@@ -12,7 +12,7 @@ from vqkit.report.runs import Run
 
 def headline(runs: Sequence[Run]) -> Markup:
     """Say in a few tiles what was compared and what came out."""
-    rows = measured(runs)
+    rows = [row for row in measured(runs) if row[2] is row[1].evaluation]
     tiles = [_tile(str(len(runs)), "run" if len(runs) == 1 else "runs")]
     if not rows:
         return tag("div", *tiles, class_="tiles")

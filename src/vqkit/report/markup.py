@@ -51,6 +51,13 @@ def _attribute(key: str, value: Content) -> str:
     return f" {name}" if value == "" else f' {name}="{html.escape(str(value), quote=True)}"'
 
 
+def heading(label: str, unit: str = "", look: str = "number") -> Markup:
+    """Return the head of a column that a click sorts by, its unit small beside the label."""
+    small = tag("small", unit) if unit else None
+    button = tag("button", tag("span", label), small, type="button")
+    return tag("th", button, class_=look, scope="col")
+
+
 def svg(width: float, height: float, *parts: Content, label: str, **attributes: Content) -> Markup:
     """Return a drawing of `width` × `height` units that scales with the page; `label` is read out.
 

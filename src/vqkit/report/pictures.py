@@ -14,8 +14,9 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from vqkit.data import ImageSet, to_float, to_uint8
-from vqkit.metrics import psnr
+from vqkit.analysis.rebuilt.rebuilding import pixel_error
+from vqkit.data import ImageSet, to_float
+from vqkit.metrics import psnr, to_bytes
 from vqkit.models import ImageTokenizer
 from vqkit.report.runs import Run
 
@@ -52,7 +53,7 @@ class Picture:
 
     def error(self, run: str) -> Tensor:
         """Absolute difference from the original, mean over channels, (H, W) in 0 to 255."""
-        return (self.rebuilt[run].float() - self.original.float()).abs().mean(0)
+        return pixel_error(self.rebuilt[run], self.original)
 
     @property
     def cut(self) -> bool:
@@ -85,30 +86,30 @@ def make_gallery(
     Returns the gallery, None where there is nothing to show, and the runs, which now say what they
     lack. Pictures are measured whole and cut to `MAX_SIDE` for the page.
     """
-    told, able = [], []
-    for run in runs:
-        if run.tokenizer is None:
-            told.append(run)
-        elif run.tokenizer.config.network.image_channels != images.channels:
-            taken = run.tokenizer.config.network.image_channels
-            told.append(run.lacks(f"it takes images of {taken} channels: no pictures."))
-        else:
-            told.append(run)
-            able.append(run)
     originals = [images.image(i) for i in range(min(limit, len(images)))]
-    if not able or not originals:
-        return None, told
+    told: list[Run] = []
     rebuilt: dict[str, list[Tensor]] = {}
-    for run in able:
+    for run in runs:
+        told.append(run)
+        if run.tokenizer is None:
+            continue
+        taken = run.tokenizer.config.network.image_channels
+        if taken != images.channels:
+            told[-1] = run.lacks(f"it takes images of {taken} channels: no pictures.")
+            continue
         if progress is not None:
             progress(run.name)
-        assert run.tokenizer is not None
-        rebuilt[run.name] = [_rebuild(run.tokenizer, image) for image in originals]
+        try:
+            rebuilt[run.name] = [_rebuild(run.tokenizer, image) for image in originals]
+        except ValueError as error:  # NaN would pass for black
+            told[-1] = run.lacks(f"it makes no pictures ({error}).")
+    if not rebuilt or not originals:
+        return None, told
     pictures = tuple(
         _picture(images.name(i), image, {name: found[i] for name, found in rebuilt.items()})
         for i, image in enumerate(originals)
     )
-    errors = torch.cat([p.error(run.name).flatten() for p in pictures for run in able])
+    errors = torch.cat([p.error(run).flatten() for p in pictures for run in rebuilt])
     scale = max(float(np.quantile(errors.numpy(), 0.995)), 1.0)
     gallery = Gallery(
         pictures=pictures, num_images=len(images), scale=scale, largest=float(errors.max())
@@ -168,8 +169,11 @@ def _cut(image: Tensor) -> Tensor:
 
 
 def _rebuild(tokenizer: ImageTokenizer, image: Tensor) -> Tensor:
-    """One uint8 image (C, H, W) after encode and decode, as uint8 on the CPU."""
+    """One uint8 image (C, H, W) after encode and decode, as uint8 on the CPU.
+
+    A model that has diverged, whose output is no number, is a `ValueError`.
+    """
     device = next(tokenizer.parameters()).device
     with torch.no_grad():
         rebuilt = tokenizer.reconstruct(to_float(image[None]).to(device))
-    return to_uint8(rebuilt)[0].cpu()
+    return to_bytes(rebuilt)[0].cpu()

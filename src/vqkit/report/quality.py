@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from vqkit.analysis.figures import percent
 from vqkit.evaluation import Evaluation
 from vqkit.report.axes import named
-from vqkit.report.markup import Content, Markup, joined, tag
+from vqkit.report.markup import Content, Markup, heading, joined, tag
 from vqkit.report.plots import RatePoint, rate_distortion
 from vqkit.report.runs import Run
 
@@ -53,7 +54,7 @@ Row = tuple[int, Run, Evaluation]
 def measured(runs: Sequence[Run]) -> list[Row]:
     """Return every evaluation of every run; usual ones of all runs come before others."""
     rows = [(i, run, found) for i, run in enumerate(runs) for found in run.evaluations]
-    return sorted(rows, key=lambda row: row[1].evaluations.index(row[2]) > 0)
+    return sorted(rows, key=lambda row: row[2] is not row[1].evaluation)
 
 
 def value_of(found: Evaluation, name: str) -> float | None:
@@ -81,8 +82,8 @@ def quality_table(runs: Sequence[Run]) -> Markup:
         )
         for i, run in empty
     ]
-    heads = [_head("run", "", "text"), *(_head(c.label, _unit(c)) for c in columns)]
-    heads.append(_head("protocol", "", "text"))
+    heads = [heading("run", "", "text"), *(heading(c.label, _unit(c)) for c in columns)]
+    heads.append(heading("protocol", "", "text"))
     return tag(
         "div",
         tag(
@@ -203,13 +204,6 @@ def _unit(column: Column) -> str:
     return f"{column.unit} {arrow}".strip()
 
 
-def _head(label: str, unit: str, look: str = "number") -> Markup:
-    small = tag("small", unit) if unit else None
-    return tag(
-        "th", tag("button", tag("span", label), small, type="button"), class_=look, scope="col"
-    )
-
-
 def _name(number: int, run: Run) -> Markup:
     return tag("th", named(number, run.name), scope="row", data_v=run.name)
 
@@ -237,7 +231,7 @@ def _cell(found: Evaluation, column: Column, alike: Sequence[Evaluation]) -> Mar
     if spread:
         words = joined(words, tag("small", f" ± {spread:,.{column.digits}f}"))
     if column.name == "usage":
-        words, note = percent(value), _usage_note(found)
+        words, note = percent(value, unit=""), _usage_note(found)
     elif column.name == "perplexity":
         words, note = _perplexity(found, value)
     look = {"class_": "best"} if best else {}
@@ -257,14 +251,9 @@ def _usage_note(found: Evaluation) -> str:
     if ceiling is None or uniform is None:
         return f"{found.num_tokens:,} tokens"
     return (
-        f"{found.num_tokens:,} tokens can show at most {percent(ceiling)} %; "
-        f"as many uniform draws show {percent(uniform)} %"
+        f"{found.num_tokens:,} tokens can show at most {percent(ceiling)}; "
+        f"as many uniform draws show {percent(uniform)}"
     )
-
-
-def percent(share: float) -> str:
-    """Write a share as a percentage; never 100 for one that is not whole."""
-    return "100" if share == 1 else f"{min(100 * share, 99.9):.1f}"
 
 
 def _lossless_rows(rows: Sequence[Row], num_columns: int, marks: list[str]) -> list[Markup]:

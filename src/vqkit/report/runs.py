@@ -13,14 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Final
 
 from vqkit.config import RunConfig, from_dict
 from vqkit.evaluation import Evaluation
 from vqkit.evaluation.rosetta import FORMAT as ROSETTA
+from vqkit.metrics import DEFAULT
 from vqkit.models import ImageTokenizer
 from vqkit.training import load_run, read_log, run_folder
 from vqkit.training.stops import read_stop
+
+EVALUATION: Final = "evaluation.json"
+"""File of the usual evaluation in a folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,10 +42,12 @@ class Run:
     """Lines of `log.jsonl`."""
     result: dict[str, Any] | None = None
     """`result.json` of a finished training."""
-    evaluations: tuple[Evaluation, ...] = ()
-    """The usual one first; others were measured differently or on other images."""
+    evaluation: Evaluation | None = None
+    """The usual one, of the default protocol on the run's images; None if it was not measured."""
+    others: tuple[Evaluation, ...] = ()
+    """Measured differently or on other images: rows of the table, and nothing else."""
     rosetta: dict[str, Any] | None = None
-    """`rosetta.json`: the same reconstructions under every known protocol."""
+    """`rosetta.json`: the same reconstructions under every known protocol, with all its parts."""
     tokenizer: ImageTokenizer | None = None
     """In evaluation mode."""
     written: datetime | None = None
@@ -49,9 +56,9 @@ class Run:
     """Sentences: which part is not there, and what to do."""
 
     @property
-    def evaluation(self) -> Evaluation | None:
-        """The usual evaluation, None if it was not measured."""
-        return self.evaluations[0] if self.evaluations else None
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """All of them, the usual one first."""
+        return self.others if self.evaluation is None else (self.evaluation, *self.others)
 
     @property
     def config(self) -> RunConfig | None:
@@ -79,7 +86,7 @@ def read_run(place: str | Path, tokenizer: ImageTokenizer | None = None) -> Run:
         return Run(
             name=found.name,
             place=str(place),
-            evaluations=(found,),
+            evaluation=found,
             written=_date(path),
             missing=(missing,),
         )
@@ -136,23 +143,25 @@ def _training_folder(
             _, tokenizer = load_run(path)
         except (ValueError, OSError) as error:
             missing.append(f"its tokenizer cannot be loaded ({error}): no pictures.")
-    evaluations, damaged = _evaluations(path)
+    usual, others, damaged = _evaluations(path)
+    translated, broken = _rosetta(path)
     return Run(
         name=str(settings.get("name") or path.name),
         place=str(place),
         settings=settings,
         log=log,
         result=result,
-        evaluations=evaluations,
-        rosetta=_rosetta(path),
+        evaluation=usual,
+        others=others,
+        rosetta=translated,
         tokenizer=None if tokenizer is None else tokenizer.eval(),
         written=_date(path / "result.json") or _date(path / "log.jsonl"),
-        missing=(*missing, *damaged),
+        missing=(*missing, *damaged, *broken),
     )
 
 
 def _tokenizer_folder(place: str | Path, path: Path, tokenizer: ImageTokenizer | None) -> Run:
-    evaluations, damaged = _evaluations(path)
+    usual, others, damaged = _evaluations(path)
     missing = ["a tokenizer alone: no curves, training time and settings of the training."]
     if tokenizer is None:
         try:
@@ -162,29 +171,60 @@ def _tokenizer_folder(place: str | Path, path: Path, tokenizer: ImageTokenizer |
     return Run(
         name=_short(place) if path.name == run_folder.TOKENIZER else path.resolve().name,
         place=str(place),
-        evaluations=evaluations,
+        evaluation=usual,
+        others=others,
         tokenizer=tokenizer,
         written=_date(path / "config.json"),
         missing=(*missing, *damaged),
     )
 
 
-def _evaluations(path: Path) -> tuple[tuple[Evaluation, ...], list[str]]:
-    """Read `evaluation.json` and `evaluation-<id>.json`, the usual one first."""
-    found, damaged = [], []
-    for file in [path / "evaluation.json", *sorted(path.glob("evaluation-*.json"))]:
+def _evaluations(path: Path) -> tuple[Evaluation | None, tuple[Evaluation, ...], list[str]]:
+    """Read `evaluation.json`, the usual one if it is of the default protocol, and the others."""
+    usual: Evaluation | None = None
+    others, damaged = [], []
+    for file in [path / EVALUATION, *sorted(path.glob("evaluation-*.json"))]:
         if not file.is_file():
             continue
         try:
-            found.append(Evaluation.load(file))
+            found = Evaluation.load(file)
         except ValueError as error:
             damaged.append(f"{file.name} is passed over ({error}).")
-    return tuple(found), damaged
+            continue
+        if file.name == EVALUATION and found.protocol.name == DEFAULT.name:
+            usual = found
+        else:
+            others.append(found)
+    return usual, tuple(others), damaged
 
 
-def _rosetta(path: Path) -> dict[str, Any] | None:
-    values = _json(path / "rosetta.json")
-    return values if values is not None and values.get("format") == ROSETTA else None
+def _rosetta(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """Read `rosetta.json` and look through the parts of it that the page shows."""
+    file = path / "rosetta.json"
+    if not file.is_file():
+        return None, []
+    values = _json(file) or {}
+    try:
+        if values.get("format") != ROSETTA:
+            raise ValueError(f"format={values.get('format')!r}: expected {ROSETTA!r}")
+        for one in values["protocols"]:
+            _check_types(one, name=str, id=str, measures=str)
+        for row in values["rows"]:
+            _check_types(row, metric=str, cells=dict)
+            for cell in filter(None, row["cells"].values()):
+                _check_types(cell, value=(int, float, NoneType), deviation=(int, float, NoneType))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{error} is not there" if isinstance(error, KeyError) else error
+        again = "run `vqkit evaluate --rosetta` again"
+        return None, [f"rosetta.json is passed over ({what}); {again}."]
+    return values, []
+
+
+def _check_types(values: dict[str, Any], **kinds: type | tuple[type, ...]) -> None:
+    """Raise `KeyError` or `TypeError` unless there are values of these kinds."""
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise TypeError(f"{name}={values[name]!r}")
 
 
 def _unfinished(path: Path, log: Sequence[dict[str, Any]]) -> str:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from vqkit.analysis.figures import percent
 from vqkit.metrics import CodeStatistics
 from vqkit.report.axes import named
 from vqkit.report.counting import BookCounts, RunCounts
 from vqkit.report.markup import Markup, joined, tag
 from vqkit.report.plots import Curve, curves
-from vqkit.report.quality import percent
 from vqkit.report.runs import Run
 
 MAX_LINES: Final = 4
@@ -63,7 +63,7 @@ def _card(number: int, run: Run, counted: RunCounts | None) -> Markup | None:
             parts.append(_bars(title, found.slot_names, found.slots))
     if counted is not None:
         parts.append(_draws(number, run.name, counted))
-        parts += [_sharing(book) for book in counted.books[:MAX_CURVES] if len(book.shared) > 1]
+        parts += [_sharing(book) for book in counted.books[:MAX_CURVES] if len(book.shared) > 2]
     return tag("div", *parts, class_="card")
 
 
@@ -90,7 +90,7 @@ def _bars(title: str, names: Sequence[str], found: Sequence[CodeStatistics]) -> 
                     class_="bar",
                 ),
             ),
-            tag("td", f"{percent(one.usage)} %"),
+            tag("td", percent(one.usage)),
             tag("td", f"{one.num_used:,} of {one.num_codes:,}"),
             tag("td", f"{one.perplexity:,.1f}"),
         )
@@ -111,13 +111,13 @@ def _columns(title: str, names: Sequence[str], found: Sequence[CodeStatistics]) 
     columns = []
     for name, one in zip(names, found, strict=True):
         facts = (
-            f"{name}: {percent(one.usage)} %, {one.num_used:,} of {one.num_codes:,} codes, "
+            f"{name}: {percent(one.usage)}, {one.num_used:,} of {one.num_codes:,} codes, "
             f"perplexity {one.perplexity:,.1f}"
         )
         height = f"height:{100 * one.usage:.2f}%"
         columns.append(tag("span", tag("i", style=height), data_tip=facts))
     usage = [one.usage for one in found]
-    spread = f"{percent(min(usage))} – {percent(max(usage))} % used"
+    spread = f"{percent(min(usage), unit='')} – {percent(max(usage))} used"
     perplexities = [one.perplexity for one in found]
     words = f"{title}: {spread}, perplexity {min(perplexities):,.1f} – {max(perplexities):,.1f}"
     return tag(
@@ -159,22 +159,21 @@ def _by_share(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 
 def _sharing(book: BookCounts) -> Markup:
-    """Draw how many codes exactly n of the slots draw."""
-    slots = len(book.shared)
-    unused = book.num_codes - sum(book.shared)
-    groups = _grouped([unused, *book.shared])
+    """Draw how many codes exactly n of the segments draw."""
+    segments = len(book.shared) - 1
+    groups = _grouped(book.shared)
     most = max(n for _, n in groups) or 1
     rows = [
         tag(
             "tr",
-            tag("th", f"{label} slot{'' if label == '1' else 's'}", scope="row"),
+            tag("th", f"{label} segment{'' if label == '1' else 's'}", scope="row"),
             tag("td", tag("span", tag("i", style=f"width:{100 * n / most:.2f}%"), class_="bar")),
             tag("td", f"{n:,}"),
         )
         for label, n in groups
     ]
     heads = ("drawn by", "", "codes")
-    mean = f"a code in use is drawn by {_mean_slots(book):.1f} of {slots} slots"
+    mean = f"a code in use is drawn by {_mean_segments(book):.1f} of {segments} segments"
     caption = f"Sharing in {book.name}: {mean}"
     return tag(
         "table",
@@ -185,17 +184,17 @@ def _sharing(book: BookCounts) -> Markup:
     )
 
 
-def _mean_slots(book: BookCounts) -> float:
-    used = sum(book.shared)
-    return sum((i + 1) * n for i, n in enumerate(book.shared)) / used if used else 0.0
+def _mean_segments(book: BookCounts) -> float:
+    used = sum(book.shared[1:])
+    return sum(i * n for i, n in enumerate(book.shared)) / used if used else 0.0
 
 
 def _grouped(numbers: Sequence[int]) -> list[tuple[str, int]]:
-    """Label codes by number of slots; of more than eight slots, runs of numbers together."""
+    """Label codes by number of segments; of more than eight, runs of numbers together."""
     if len(numbers) <= 9:
         return [(str(i), n) for i, n in enumerate(numbers)]
-    slots = len(numbers) - 1
-    edges = sorted({1, *(math.ceil(slots * i / 6) for i in range(1, 7))})
+    segments = len(numbers) - 1
+    edges = sorted({1, *(math.ceil(segments * i / 6) for i in range(1, 7))})
     groups, start = [("0", numbers[0])], 1
     for edge in edges:
         label = str(start) if start == edge else f"{start} – {edge}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from vqkit.analysis.conditions import (
 )
 from vqkit.config import require
 from vqkit.data import ImageSet
-from vqkit.metrics.counts import DENSE_LIMIT
+from vqkit.metrics.counts import DENSE_LIMIT, TableCounts
 from vqkit.metrics.usage import uniform_usage
 from vqkit.models import ImageTokenizer
 from vqkit.training.window import book_names
@@ -124,6 +125,31 @@ class SegmentUsage:
         }
 
 
+def segment_names(tokenizer: ImageTokenizer) -> list[str]:
+    """Return the segment that each slot of a tokenizer belongs to, slot by slot.
+
+    Sub-pixels of β > 1 stand side by side as slots; a segment is what remains of the name.
+    """
+    return [_CELL.sub("", slot.name) or "code" for slot in tokenizer.quantizer.slots]
+
+
+def segments_of(tokenizer: ImageTokenizer) -> list[dict[str, list[int]]]:
+    """Return for every codebook its segments by name, and the slots that belong to each."""
+    names = segment_names(tokenizer)
+    found: list[dict[str, list[int]]] = []
+    for book in tokenizer.quantizer.books:
+        members: dict[str, list[int]] = {}
+        for slot in book:
+            members.setdefault(names[slot], []).append(slot)
+        found.append(members)
+    return found
+
+
+def by_segment(ids: Tensor, members: Mapping[str, Sequence[int]]) -> Tensor:
+    """Sort ids (..., T) by the segments of one codebook: (N, S), sub-pixels one below another."""
+    return torch.stack([ids[..., list(slots)].flatten() for slots in members.values()], dim=1)
+
+
 def segment_usage(
     tokenizer: ImageTokenizer,
     images: ImageSet,
@@ -149,42 +175,33 @@ def segment_usage(
     """
     check_inputs(tokenizer, images)
     quantizer = tokenizer.quantizer
-    # Sub-pixels of β > 1 stand side by side as slots; a segment is what remains of the name.
-    segments = [_CELL.sub("", slot.name) or "code" for slot in quantizer.slots]
+    segments, owners = segment_names(tokenizer), segments_of(tokenizer)
     require(
         len(set(segments)) > 1,
         f"{name}: slots={len(segments)}",
         "its vectors are quantized whole, so that no segments share codes; `bars` shows its usage",
     )
     sizes = [quantizer.slots[book[0]].num_codes for book in quantizer.books]
-    owners = [list(dict.fromkeys(segments[slot] for slot in book)) for book in quantizer.books]
     for members, num_codes in zip(owners, sizes, strict=True):
         require(
             len(members) * num_codes <= DENSE_LIMIT,
             f"{name}: {len(members)} segments of {num_codes:,} codes",
             f"a table holds at most {DENSE_LIMIT:,} counters; use `frequency`",
         )
-    tables = [
-        torch.zeros(len(members) * num_codes, dtype=torch.int64)
-        for members, num_codes in zip(owners, sizes, strict=True)
-    ]
+    tallies = [TableCounts(len(m), num_codes) for m, num_codes in zip(owners, sizes, strict=True)]
     num_images = num_tokens = 0
     for originals, ids in token_batches(tokenizer, images, batch_size, progress):
         num_images += len(originals)
         num_tokens += ids.numel()
-        for book, members, num_codes, table in zip(
-            quantizer.books, owners, sizes, tables, strict=True
-        ):
-            rows = torch.tensor([members.index(segments[slot]) for slot in book])
-            places = ids[..., list(book)].cpu() + rows * num_codes
-            table += torch.bincount(places.flatten(), minlength=len(table))
+        for members, tally in zip(owners, tallies, strict=True):
+            tally.add(by_segment(ids, members))
     names = book_names(quantizer.slots, quantizer.books)
     return SegmentUsage(
         conditions=conditions_of(
             name, tokenizer, images, num_images=num_images, num_tokens=num_tokens
         ),
         books=tuple(
-            SegmentBook(name=title, segments=tuple(members), counts=table.view(len(members), -1))
-            for title, members, table in zip(names, owners, tables, strict=True)
+            SegmentBook(name=title, segments=tuple(members), counts=tally.table.cpu())
+            for title, members, tally in zip(names, owners, tallies, strict=True)
         ),
     )

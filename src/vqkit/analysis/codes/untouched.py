@@ -42,8 +42,8 @@ def initial_tables(config: RunConfig, record: dict[str, Any]) -> Start:
     """Draw the codes of a run's first moment again.
 
     Random numbers and rounding are those of one version of torch on one kind of processor, so that
-    only there the codes are those that the run began with. The generator of this process stays as
-    it is.
+    only there the codes are those that the run began with. The generators of this process, of the
+    CPU and of GPUs, stay as they are.
 
     Args:
         config: of the run.
@@ -56,7 +56,8 @@ def initial_tables(config: RunConfig, record: dict[str, Any]) -> Start:
             return Start(tables=None, reason=f"trained with {key} {then}, this is {now}")
     settings = TokenizerConfig(network=config.network, quantizer=config.quantizer)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        # Models are built on the CPU; `torch.manual_seed` would seed the GPUs for good.
+        torch.default_generator.manual_seed(config.seed)
         try:
             tokenizer = ImageTokenizer(settings).eval()
         except (ValueError, OSError) as error:  # the file that codes began from is gone

@@ -33,7 +33,7 @@ class RebuiltImage:
 
     def error(self) -> Tensor:
         """Return |rebuilt - original|, mean over channels, in levels of 0..255: (H, W) float32."""
-        return (self.rebuilt.float() - self.original.float()).abs().mean(0)
+        return pixel_error(self.rebuilt, self.original)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -111,6 +111,11 @@ def rebuild_images(
         quality_protocol=DEFAULT.on(images.fingerprint(), len(found)),
         images=tuple(found),
     )
+
+
+def pixel_error(rebuilt: Tensor, original: Tensor) -> Tensor:
+    """Return |rebuilt - original|, mean over channels, of (C, H, W) uint8: (H, W) in 0 to 255."""
+    return (rebuilt.float() - original.float()).abs().mean(0)
 
 
 def codebook_sizes(tokenizer: ImageTokenizer) -> tuple[int, ...]:
