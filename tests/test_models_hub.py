@@ -71,7 +71,7 @@ def test_a_pushed_model_comes_back(tokenizer, hub, monkeypatch):
         "revision": "v1",
         "token": "t",
         "cache_dir": "c",
-        "allow_patterns": ["config.json", "model.safetensors"],
+        "allow_patterns": ["config.json", "model.safetensors", "frequencies.safetensors"],
     }
     for name, value in tokenizer.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])

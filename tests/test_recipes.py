@@ -30,8 +30,13 @@ from vqkit.recipes import (
     tiny,
 )
 
-# The VQGAN systems have tests of their own, in test_recipes_vqgan.py.
-SMALL = [name for name, make in RECIPES.items() if isinstance(make().network, NetworkConfig)]
+# The VQGAN systems have tests of their own, in test_recipes_vqgan.py; so has the recipe that reads
+# a file of features, in test_recipes_photos_lc.py.
+SMALL = [
+    name
+    for name, make in RECIPES.items()
+    if isinstance(make().network, NetworkConfig) and name != "photos_lc"
+]
 
 
 def test_recipes_import_no_torch():

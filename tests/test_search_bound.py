@@ -193,7 +193,7 @@ def test_codes_that_lie_dense_are_screened_in_bf16_all_the_same():
     codes = middles.repeat_interleave(512, 0)
     codes += 0.02 * torch.randn(codes.shape, generator=source)
     vectors = codes[::64] + 0.001 * torch.randn(128, 64, generator=source)
-    search = _Search(Judge(codes, "l2"), 1, bf16=True)
+    search = _Search(Judge(codes, "l2"), 1, bf16=True, num_vectors=len(vectors))
     pairs = search.pairs(vectors)
     assert search.bf16
     assert len(pairs.row) < 20 * len(vectors)

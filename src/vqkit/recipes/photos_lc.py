@@ -95,7 +95,7 @@ def photos_lc_fc(
 ) -> RunConfig:
     """VQGAN-FC, the baseline with short codes trained by gradient: 0.875 bits per pixel.
 
-    Command: `vqkit train photos_lc_fc --num_codes 16384 --path images`.
+    Command: `vqkit train photos_lc_fc`, with `--num_codes 16384 --path images`.
     """
     return _run("photos_lc_fc", "vqgan_fc", {"num_codes": num_codes, "dim": dim, **BOTH}, options)
 
@@ -105,7 +105,7 @@ def photos_lc_ema(
 ) -> RunConfig:
     """VQGAN-EMA, the baseline with moving averages as codes: 0.875 bits per pixel.
 
-    Command: `vqkit train photos_lc_ema --num_codes 16384 --path images`.
+    Command: `vqkit train photos_lc_ema`, with `--num_codes 16384 --path images`.
     """
     args = {"num_codes": num_codes, "dim": dim, **COMMITMENT}
     return _run("photos_lc_ema", "vq_ema", args, options)
@@ -116,7 +116,7 @@ def photos_lc_vq(
 ) -> RunConfig:
     """VQGAN, the baseline with codes as long as the features, 64 numbers: 0.875 bits per pixel.
 
-    Command: `vqkit train photos_lc_vq --num_codes 16384 --path images`.
+    Command: `vqkit train photos_lc_vq`, with `--num_codes 16384 --path images`.
     """
     return _run("photos_lc_vq", "vq_vae", {"num_codes": num_codes, "dim": dim, **BOTH}, options)
 
