@@ -63,7 +63,7 @@ def write_run(folder, data, name="first", seed=0, steps=40, **args):
         "hardware": {"device": "cpu", "processor": "a processor", "threads": 1},
         "last_line": lines[-1],
     }
-    write_result(folder, tokenizer, result)
+    write_result(folder, "tokenizer", tokenizer.save_pretrained, result)
     return folder
 
 

@@ -28,7 +28,8 @@ from vqkit.config import DataConfig, OptimConfig, RunConfig
 from vqkit.data import load_images
 from vqkit.training import train
 from vqkit.training.health import fingerprint
-from vqkit.training.run_folder import config_to_json, write_result, write_settings
+from vqkit.training.run_folder import config_to_json, write_result
+from vqkit.training.settings_file import write_settings
 
 CODES = {"num_codes": 24, "dim": 4}
 PRESETS = {
@@ -227,7 +228,7 @@ def write_run(folder, lines, preset="vq_vae", **args):
     )
     write_settings(folder, config_to_json(config))
     result = {"steps": 8, "seconds": 1.0, "data": {"fingerprint": "f" * 64, "images": 9}}
-    write_result(folder, tokenizer, result)
+    write_result(folder, "tokenizer", tokenizer.save_pretrained, result)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "log.jsonl").write_text(text, encoding="utf-8")
     return tokenizer

@@ -1,19 +1,21 @@
 """Objective, log, progress: small parts against naive references."""
 
 import io
+import json
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import torch
 from training_runs import run_config, write_images
 
-from vqkit.config import ObjectiveConfig
+from vqkit.config import ObjectiveConfig, with_changes
 from vqkit.models import TokenizerOutput
 from vqkit.quantizers import Quantized
 from vqkit.training import TokenizerObjective, read_log, train
 from vqkit.training.log import RunLog, cut_log
-from vqkit.training.machine import describe_machine, git_revision
+from vqkit.training.machine import command_line, describe_machine, git_revision, utc_now
 from vqkit.training.progress import (
     PlainLines,
     Silent,
@@ -187,3 +189,31 @@ def test_the_record_of_the_machine_is_plain_values():
     assert record["hardware"]["num_processes"] == 3
     assert record["versions"]["torch"] == torch.__version__
     assert record["git_revision"] == git_revision()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["/usr/bin/vqkit", "train", "looc_mnist"], ["vqkit", "train", "looc_mnist"]),
+        (["/a/vqkit/__main__.py", "demo"], ["vqkit", "demo"]),
+        (["my/train.py", "--out", "/x/y"], ["train.py", "--out", "/x/y"]),
+    ],
+)
+def test_the_command_is_what_was_typed(typed, said, monkeypatch):
+    monkeypatch.setattr("sys.argv", typed)
+    assert command_line() == said
+
+
+def test_the_result_names_command_and_dates(tmp_path, monkeypatch):
+    config = run_config(write_images(tmp_path / "images"), optim__num_steps=1)
+    times = iter(["2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"])
+    longer = with_changes(config, optim__num_steps=2)
+    for words, settings in ((["vqkit", "begin"], config), (["vqkit", "go", "on"], longer)):
+        monkeypatch.setattr("sys.argv", words)
+        now = next(times)
+        monkeypatch.setattr("vqkit.training.base_run.utc_now", lambda now=now: now)
+        train(settings, out=tmp_path / "run", progress=False)
+        result = json.loads((tmp_path / "run" / "result.json").read_text())
+        assert (result["command"], result["ended"]) == (words, now)
+        assert result["started"] == "2026-01-01T00:00:00+00:00"
+    assert datetime.fromisoformat(utc_now()).tzinfo == UTC

@@ -188,6 +188,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(found, dict) and isinstance(found.get("model"), dict):
+            found = found["model"]  # a checkpoint, such as MAE's
     except (OSError, SafetensorError, *_TORN) as error:
         cause = str(error).split("\n")[0]
         raise ValueError(f"{path}: cannot be read as tensors ({cause}); get it again") from error

@@ -8,6 +8,7 @@ checkpoint, so that a run can be rebuilt from its folder alone.
 from vqkit.config.adversarial import AdversarialConfig
 from vqkit.config.core import from_dict, require, to_dict, with_changes
 from vqkit.config.data import Crop, DataConfig, Source
+from vqkit.config.generation import GeneratorRun, GPTConfig, GPTSampling
 from vqkit.config.network import (
     Network,
     NetworkConfig,
@@ -24,6 +25,9 @@ __all__ = [
     "AdversarialConfig",
     "Crop",
     "DataConfig",
+    "GPTConfig",
+    "GPTSampling",
+    "GeneratorRun",
     "LogConfig",
     "Network",
     "NetworkConfig",

@@ -7,7 +7,17 @@ from typing import Literal
 
 from vqkit.config.core import check_choice, require
 
-Source = Literal["folder", "parquet", "lmdb", "mnist", "fashion_mnist", "cifar10", "photos"]
+Source = Literal[
+    "folder",
+    "parquet",
+    "lmdb",
+    "webdataset",
+    "huggingface",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "photos",
+]
 Crop = Literal["none", "center", "random"]
 
 
@@ -17,10 +27,12 @@ class DataConfig:
 
     source: Source
     """`folder` (image files, searched recursively), `parquet` (Hugging Face image layout), `lmdb`
-    (LSUN), `mnist`, `fashion_mnist`, `cifar10` (original file formats, or parquet, in `path`), or
-    `photos` (the photographs inside the scikit-image and scikit-learn wheels; no path)."""
+    (LSUN), `webdataset` (.tar files), `huggingface` (a data set of the hub, or a folder, streamed
+    for `vqkit tokenize`), `mnist`, `fashion_mnist`, `cifar10` (original file formats, or parquet,
+    in `path`), or `photos` (the photographs inside the scikit-image and scikit-learn wheels; no
+    path)."""
     path: str | None = None
-    """Folder or file; needed by every source but `photos`."""
+    """Folder or file, or of `huggingface` the name on the hub; needed by all but `photos`."""
     files: str | None = None
     """Text file that names the images of a `folder` to use, one path relative to it a line: the
     official list of a split."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vqkit.config import RunConfig
+from vqkit.config import OptimConfig
 from vqkit.training.symptoms import REMEDIES
 from vqkit.training.watch import Watch
 
@@ -32,9 +32,8 @@ class Finding:
     remedy: str
 
 
-def watched(config: RunConfig, lines: list[dict[str, Any]]) -> Iterator[Finding]:
+def watched(watch: Watch, lines: list[dict[str, Any]]) -> Iterator[Finding]:
     """What the live warnings say of the last lines."""
-    watch = Watch.for_run(config)
     said: dict[str, str] = {}
     for line in lines:
         for warning in watch.look(line):
@@ -66,7 +65,7 @@ def overfitted(lines: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def stopped(
-    config: RunConfig, stop: dict[str, Any], lines: list[dict[str, Any]], sick: list[Finding]
+    optim: OptimConfig, stop: dict[str, Any], lines: list[dict[str, Any]], sick: list[Finding]
 ) -> Iterator[Finding]:
     """What the record of the stop means, most telling first."""
     kind, message = stop["kind"], stop["message"]
@@ -74,10 +73,10 @@ def stopped(
         cause, remedy = CAUSES[kind]
         yield Finding(cause, message, remedy)
     elif kind != "signal":  # a loss that is not finite, or has exploded
-        causes = [*_from_images(stop), *sick, *_from_gradient(config, stop, lines)]
-        causes += list(_from_precision(config, stop)) if not causes else []
+        causes = [*_from_images(stop), *sick, *_from_gradient(optim, stop, lines)]
+        causes += list(_from_precision(optim, stop)) if not causes else []
         if not causes:
-            seen = f"optim.lr={config.optim.lr:g}, and nothing else looks amiss"
+            seen = f"optim.lr={optim.lr:g}, and nothing else looks amiss"
             causes = [Finding("learning rate too high", seen, _LOWER)]
         first, *others = causes
         said = stop.get("problem", message)
@@ -132,7 +131,7 @@ def _from_images(stop: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _from_gradient(
-    config: RunConfig, stop: dict[str, Any], lines: list[dict[str, Any]]
+    optim: OptimConfig, stop: dict[str, Any], lines: list[dict[str, Any]]
 ) -> Iterator[Finding]:
     norms = [line["gradient_norm"] for line in lines[-20:] if "gradient_norm" in line]
     last = _number(stop.get("gradient_norm"))
@@ -141,17 +140,17 @@ def _from_gradient(
         return
     before, peak = statistics.median(norms[:-1]), max(norms[-3:])
     if peak > RISE * before or stop["kind"] == "exploded":
-        clipped = "" if config.optim.clip_norm is None else ", clipped"
+        clipped = "" if optim.clip_norm is None else ", clipped"
         yield Finding(
             "learning rate too high",
             f"the norm of the gradient{clipped} went from {before:.3g} to {peak:.3g}, with "
-            f"optim.lr={config.optim.lr:g}",
+            f"optim.lr={optim.lr:g}",
             _LOWER,
         )
 
 
-def _from_precision(config: RunConfig, stop: dict[str, Any]) -> Iterator[Finding]:
-    if config.optim.precision == "bf16" and stop["kind"] == "not_finite":
+def _from_precision(optim: OptimConfig, stop: dict[str, Any]) -> Iterator[Finding]:
+    if optim.precision == "bf16" and stop["kind"] == "not_finite":
         yield Finding(
             "bf16 overflow",
             "the gradients before were calm, and the networks ran in bf16",

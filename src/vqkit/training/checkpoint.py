@@ -1,9 +1,9 @@
 """Checkpoints: written whole or not at all, verified when read, without pickles.
 
-A checkpoint is a folder `step_00001000/` (1,000 optimizer steps are done), itself a saved tokenizer
-that `ImageTokenizer.from_pretrained` loads:
+A checkpoint is a folder `step_00001000/` (1,000 optimizer steps are done), itself a saved model: a
+tokenizer that `ImageTokenizer.from_pretrained` loads, or what `fit` trains.
 
-    model.safetensors, config.json       the tokenizer, statistics of its codebook included
+    model.safetensors, config.json       the model, statistics of a codebook included
     optimizer.safetensors                the optimizer's tensors, as `<parameter>/<what>`
     discriminator.safetensors            the discriminator, if the run has one
     discriminator_optimizer.safetensors  its optimizer's tensors
@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vqkit.models import ImageTokenizer
 from vqkit.models.files import WEIGHTS, write_whole
 from vqkit.training.folders import remove_folder, whole_folder
 
@@ -65,16 +64,19 @@ class Snapshot:
         return {name: tensors for name, tensors in every.items() if tensors is not None}
 
 
-def save_checkpoint(run: Path, snapshot: Snapshot, tokenizer: ImageTokenizer, keep: int) -> Path:
+def save_checkpoint(
+    run: Path, snapshot: Snapshot, save_model: Callable[[Path], None], keep: int
+) -> Path:
     """Write `snapshot` into the folder `run`, then remove all but the `keep` newest checkpoints.
 
     The files are written and flushed to the disk in a temporary folder, which is renamed when it is
     complete: a crash or a full disk (`OSError`) at any moment leaves the older checkpoints whole.
+    `save_model` writes `model.safetensors`, which holds `snapshot.model`, and `config.json`.
     """
     final = checkpoint_folder(run, snapshot.step)
     try:
         with whole_folder(final) as part:
-            _write_files(part, snapshot, tokenizer)
+            _write_files(part, snapshot, save_model)
     except OSError as error:
         older = list_checkpoints(run)
         left = f"{older[-1]} is whole, resume from there" if older else "no checkpoint exists yet"
@@ -187,8 +189,8 @@ def load_optimizer_tensors(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _write_files(part: Path, snapshot: Snapshot, tokenizer: ImageTokenizer) -> None:
-    tokenizer.save_pretrained(part)
+def _write_files(part: Path, snapshot: Snapshot, save_model: Callable[[Path], None]) -> None:
+    save_model(part)
     for name, tensors in snapshot.groups().items():
         packed = {key: _packed(tensor) for key, tensor in tensors.items()}
         write_whole(part / f"{name}.safetensors", safetensors.torch.save(packed))
@@ -254,6 +256,8 @@ def _completed(trainer: dict[str, Tensor], step: int) -> dict[str, Tensor]:
     When a code was last drawn: just now, for all. What this epoch has drawn: nothing yet, so that
     the rest of it is counted.
     """
+    if "code_counts" not in trainer:  # no tokenizer is trained
+        return trainer
     counts = trainer["code_counts"]
     missing = {
         "epoch_counts": torch.zeros_like(counts),

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqkit.config import RunConfig, from_dict
+from vqkit.config import LogConfig, OptimConfig, RunConfig, from_dict
 from vqkit.training import run_folder
 from vqkit.training.causes import CAUSES, Finding, overfitted, stopped, watched
 from vqkit.training.checkpoint import list_checkpoints, verify_checkpoint
+from vqkit.training.settings_file import read_settings
 from vqkit.training.stops import read_stop
 from vqkit.training.validation import BEST, RECORD
+from vqkit.training.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +36,52 @@ class Diagnosis:
     """Most telling first; empty if the run is healthy."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the settings of a run say, whether it trains a tokenizer or what learns from tokens."""
+
+    name: str
+    product: str
+    """Folder of the finished thing."""
+    optim: OptimConfig
+    log: LogConfig
+    watch: Watch
+
+
+def _plan(saved: dict[str, Any]) -> _Plan:
+    if "product" not in saved:
+        config: RunConfig = from_dict(RunConfig, saved)
+        watch = Watch.for_run(config)
+        return _Plan(config.name, run_folder.TOKENIZER, config.optim, config.log, watch)
+    optim: OptimConfig = from_dict(OptimConfig, saved["optim"], "optim.")
+    log: LogConfig = from_dict(LogConfig, saved["log"], "log.")
+    watch = Watch(optim.num_steps, every=log.every)
+    return _Plan(saved["name"], saved["product"], optim, log, watch)
+
+
 def diagnose(folder: Path | str) -> Diagnosis:
     """Look at a run; a folder that holds none, or settings of another version, is a `ValueError`.
 
     A run that waits to go on (Ctrl-C, SIGTERM, a lost machine) is healthy.
     """
     folder = Path(folder)
-    saved = run_folder.read_settings(folder)
+    saved = read_settings(folder)
     if saved is None or "optim" not in saved:
         raise ValueError(f"run={folder}: holds no run; name the folder of a training run")
-    config: RunConfig = from_dict(RunConfig, saved)
+    plan = _plan(saved)
     lines, findings = _read_lines(folder)
     stop, unreadable = _read_stop(folder)
     findings += unreadable
     whole, reasons = _checkpoints(folder)
-    findings += [*_damaged(folder, whole, reasons), *_result(folder, whole)]
-    findings += [*_missing(folder, config, stop, lines), *_tokenizers(folder, whole)]
-    findings += _disk(folder, stop)
-    sick = list(watched(config, lines)) + list(overfitted(lines))
+    findings += [*_damaged(folder, plan, whole, reasons), *_result(folder, plan, whole)]
+    findings += [*_missing(folder, plan, stop, lines), *_models(folder, plan, whole)]
+    findings += _disk(folder, plan, stop)
+    sick = list(watched(plan.watch, lines)) + list(overfitted(lines))
     if stop is not None:
-        findings = list(stopped(config, stop, lines, sick)) + findings
+        findings = list(stopped(plan.optim, stop, lines, sick)) + findings
     findings += [finding for finding in sick if finding not in findings]
     facts = (_of_log(folder, lines), _of_checkpoints(whole), *_of_best(folder))
-    return Diagnosis(
-        config.name, _state(folder, config, stop, lines, whole), facts, tuple(findings)
-    )
+    return Diagnosis(plan.name, _state(folder, plan, stop, lines, whole), facts, tuple(findings))
 
 
 # --------------------------------------------------------------------- what is there
@@ -104,13 +127,13 @@ def _checkpoints(folder: Path) -> tuple[list[int], list[str]]:
     return whole, reasons
 
 
-def _damaged(folder: Path, whole: list[int], reasons: list[str]) -> Iterator[Finding]:
+def _damaged(folder: Path, plan: _Plan, whole: list[int], reasons: list[str]) -> Iterator[Finding]:
     """What damaged checkpoints mean: little for a finished run whose tokenizer is whole."""
     if not reasons:
         return
-    finished = run_folder.read_result(folder) is not None
-    if finished and not run_folder.damage_of(folder / run_folder.TOKENIZER):
-        remedy = "nothing is to be done: the run is finished, and tokenizer/ is whole; "
+    finished = run_folder.read_result(folder, plan.product) is not None
+    if finished and not run_folder.damage_of(folder / plan.product):
+        remedy = f"nothing is to be done: the run is finished, and {plan.product}/ is whole; "
         remedy += (
             f"a longer run would go on from step {whole[-1]:,}"
             if whole
@@ -124,35 +147,36 @@ def _damaged(folder: Path, whole: list[int], reasons: list[str]) -> Iterator[Fin
     yield Finding("checkpoint damaged", "; ".join(reasons), remedy)
 
 
-def _result(folder: Path, whole: list[int]) -> Iterator[Finding]:
+def _result(folder: Path, plan: _Plan, whole: list[int]) -> Iterator[Finding]:
     path = folder / run_folder.RESULT
     try:
         if path.exists():
             run_folder.parse_result(path)
     except ValueError as error:
         seen = str(error).rpartition("; ")[0]
-        yield Finding("result damaged", seen, _again(whole, "tokenizer/ can still be loaded"))
+        yield Finding("result damaged", seen, _again(whole, f"{plan.product}/ can still be loaded"))
 
 
 def _missing(
     folder: Path,
-    config: RunConfig,
+    plan: _Plan,
     stop: dict[str, Any] | None,
     lines: list[dict[str, Any]],
 ) -> Iterator[Finding]:
     """Steps were done, and neither a checkpoint nor a tokenizer holds them."""
-    if list_checkpoints(folder) or (folder / run_folder.TOKENIZER).is_dir():
+    if list_checkpoints(folder) or (folder / plan.product).is_dir():
         return
     if stop is not None and stop["kind"] != "signal":
         return  # it tells why there is none
     done = max(line["step"] for line in lines) if lines else 0
     finished = (folder / run_folder.RESULT).exists()
     saved = stop is not None and stop["step"] > 0  # before it stopped
-    if finished or saved or done >= config.log.checkpoint_every:
+    if finished or saved or done >= plan.log.checkpoint_every:
         best = " (best/ is there, the tokenizer of the best validation)"
         yield Finding(
             "weights missing",
-            f"{folder}: {done:,} steps are logged, but no checkpoint step_... and no tokenizer/ "
+            f"{folder}: {done:,} steps are logged, but no checkpoint step_... and no "
+            f"{plan.product}/ "
             f"is there{best if (folder / BEST).is_dir() else ''}",
             "copy them from a backup; without one the same train command begins at step 0",
         )
@@ -165,22 +189,22 @@ def _again(whole: list[int], otherwise: str) -> str:
     return f"copy it from a backup; {otherwise}"
 
 
-def _tokenizers(folder: Path, whole: list[int]) -> Iterator[Finding]:
-    for name in (run_folder.TOKENIZER, BEST):
+def _models(folder: Path, plan: _Plan, whole: list[int]) -> Iterator[Finding]:
+    for name in (plan.product, BEST):
         path = folder / name
         damage = run_folder.damage_of(path) if path.is_dir() else ""
         if damage:
-            remedy = _again(whole if name != BEST else [], "a checkpoint is a tokenizer too")
-            yield Finding("tokenizer damaged", damage, remedy)
+            remedy = _again(whole if name != BEST else [], f"a checkpoint is a {plan.product} too")
+            yield Finding(f"{plan.product} damaged", damage, remedy)
 
 
-def _disk(folder: Path, stop: dict[str, Any] | None) -> Iterator[Finding]:
+def _disk(folder: Path, plan: _Plan, stop: dict[str, Any] | None) -> Iterator[Finding]:
     """Whether one more checkpoint would fit; after a full disk that was told already."""
     newest = list_checkpoints(folder)[-1:]
     size = sum(file.stat().st_size for path in newest for file in path.iterdir())
     free = shutil.disk_usage(folder).free
     full = stop is not None and stop["kind"] == "disk"
-    if free < size and not full and run_folder.read_result(folder) is None:
+    if free < size and not full and run_folder.read_result(folder, plan.product) is None:
         seen = f"{free / 1e9:.2f} GB are free, and a checkpoint takes {size / 1e9:.2f} GB"
         yield Finding("disk almost full", seen, CAUSES["disk"][1])
 
@@ -190,14 +214,14 @@ def _disk(folder: Path, stop: dict[str, Any] | None) -> Iterator[Finding]:
 
 def _state(
     folder: Path,
-    config: RunConfig,
+    plan: _Plan,
     stop: dict[str, Any] | None,
     lines: list[dict[str, Any]],
     whole: list[int],
 ) -> str:
-    steps = config.optim.num_steps
+    steps = plan.optim.num_steps
     done = max([*(line["step"] for line in lines[-1:]), *whole[-1:], 0])
-    if run_folder.read_result(folder) is not None:
+    if run_folder.read_result(folder, plan.product) is not None:
         return f"finished, {steps:,} steps"
     if stop is None:
         word = "unfinished" if done else "not begun"

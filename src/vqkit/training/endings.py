@@ -7,31 +7,27 @@ for an error in the middle of a step: where the other processes are then nobody 
 from __future__ import annotations
 
 import signal
-from typing import Any, Final, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 
 from vqkit.data import Batch
 from vqkit.quantizers import ranks
 from vqkit.training import health
-from vqkit.training.feed import Feed, unreadable
+from vqkit.training.base_run import BaseRun
+from vqkit.training.feed import unreadable
 from vqkit.training.interrupt import Interrupt, Terminated
 from vqkit.training.log import RunLog
-from vqkit.training.rescue import Rescue
 from vqkit.training.run import Run
+from vqkit.training.step_report import StepReport
 from vqkit.training.stops import Kind, describe_batch, describe_weights, write_stop
-from vqkit.training.trainer import StepReport
-
-_PUT_BACK: Final = (
-    "put everything back as it was, and the same command goes on (a file that never was an image: "
-    "take it out, or set data.on_broken=skip, and train in another folder)"
-)
 
 
-def stop_if_asked(run: Run, log: RunLog, interrupt: Interrupt, feed: Feed) -> None:
-    """Save and raise if any process was sent a signal, or cannot read its next batch."""
+def stop_if_asked(run: BaseRun, log: RunLog, interrupt: Interrupt, error: Exception | None) -> None:
+    """Save and raise if any process was sent a signal, or cannot read its next batch (`error`)."""
     signs = [interrupt.received is asked for asked in (signal.SIGINT, signal.SIGTERM)]
-    mine = torch.tensor([*signs, feed.error is not None], device=run.accelerator.device)
+    mine = torch.tensor([*signs, error is not None], device=run.accelerator.device)
     interrupted, terminated, _ = everyone = ranks.sum_over_ranks(mine.float()).tolist()
     if not any(everyone):
         return
@@ -41,23 +37,27 @@ def stop_if_asked(run: Run, log: RunLog, interrupt: Interrupt, feed: Feed) -> No
         _record(run, "signal", run.step, message, name="SIGTERM" if terminated else "SIGINT")
         raise Terminated(message) if terminated else KeyboardInterrupt(message)
     message = (
-        f"step={run.step + 1}: data cannot be read ({unreadable(feed.error)}); step {run.step} is "
-        f"{kept}; {_PUT_BACK}"
+        f"step={run.step + 1}: data cannot be read ({unreadable(error)}); step {run.step} is "
+        f"{kept}; {run.put_back}"
     )
     _record(run, "data", run.step + 1, message)
-    raise OSError(message) from feed.error
+    raise OSError(message) from error
 
 
-def make_step(run: Run, log: RunLog, rescue: Rescue, batch: Batch) -> StepReport:
-    """Make a step; if it fails, save the one before where that is possible, and raise."""
-    rescue.mark()
+def make_step(
+    run: BaseRun,
+    log: RunLog,
+    step: Callable[[], StepReport],
+    undo: Callable[[BaseException], bool],
+) -> StepReport:
+    """Make a step; if it fails, save the one before where `undo` brings it back, and raise."""
     try:
-        return run.trainer.step(batch)
+        return step()
     except (RuntimeError, ValueError, MemoryError) as error:
         alone = run.accelerator.num_processes == 1
-        sound = run.step == run.saved or (alone and rescue.undo(error))
+        sound = run.step == run.saved or (alone and undo(error))
         kept = _save_rest(run, log) if sound else f"lost, step {run.saved} is the last saved"
-        needs_less = f"optim.accumulate={2 * run.config.optim.accumulate}"
+        needs_less = f"optim.accumulate={2 * run.optim.accumulate}"
         _raise(run, error, f"step {run.step} is {kept}", needs_less)
 
 
@@ -93,19 +93,40 @@ def check(run: Run, batch: Batch, report: StepReport) -> None:
         "explosion": run.explosion.state(),
         "batch": describe_batch(batch),
         **report.gradients,
-        **describe_weights(run.trainer.tokenizer, run.trainer.adversary),
+        **describe_weights(*run.trainer.models()),
     }
     _record(run, kind, step, message, **facts)
     raise ValueError(message)
 
 
-def finish_line(run: Run, log: RunLog, interrupt: Interrupt) -> None:
+def stop_if_not_finite(run: BaseRun, report: StepReport) -> None:
+    """Raise `ValueError` if a loss or gradient is not finite; the batch can be drawn again."""
+    if not report.problem:
+        return
+    step = run.step + 1
+    left = "the last checkpoint is good" if run.saved else "no checkpoint exists yet"
+    message = (
+        f"step={step}: {report.problem}; {left}; train in another folder with a smaller optim.lr "
+        "or with optim.clip_norm"
+    )
+    facts = {
+        "problem": f"step {step:,}: {report.problem}",
+        "losses": report.losses,
+        "gradient_norm": report.norm,
+        **report.gradients,
+        **describe_weights(*run.trainer.models()),
+    }
+    _record(run, "not_finite", step, message, **facts)
+    raise ValueError(message)
+
+
+def finish_line(run: BaseRun, log: RunLog, interrupt: Interrupt) -> None:
     """Validate and log the step where that is due; what fails there loses no step."""
     try:
         run.finish_line(log, lambda: interrupt.requested)
     except OSError as error:
         kept = _save_rest(run, log)
-        message = f"step={run.step}: {error}; the step is {kept}; {_PUT_BACK}"
+        message = f"step={run.step}: {error}; the step is {kept}; {run.put_back}"
         _record(run, "data", run.step, message)
         raise OSError(message) from error
     except ValueError as error:
@@ -115,14 +136,14 @@ def finish_line(run: Run, log: RunLog, interrupt: Interrupt) -> None:
             "not_finite",
             run.step,
             message,
-            **describe_weights(run.trainer.tokenizer, run.trainer.adversary),
+            **describe_weights(*run.trainer.models()),
         )
         raise ValueError(message) from error
     except (RuntimeError, MemoryError) as error:
         _raise(run, error, f"the step is {_save_rest(run, log)}", "a smaller validation.batch_size")
 
 
-def make_good(run: Run, log: RunLog, interrupt: Interrupt) -> None:
+def make_good(run: BaseRun, log: RunLog, interrupt: Interrupt) -> None:
     """At a resume: make the validation that was broken off, and save that it is done."""
     if run.line is not None:
         finish_line(run, log, interrupt)
@@ -130,20 +151,20 @@ def make_good(run: Run, log: RunLog, interrupt: Interrupt) -> None:
             _save(run, log, final=run.complete)
 
 
-def save_if_due(run: Run, log: RunLog) -> None:
+def save_if_due(run: BaseRun, log: RunLog) -> None:
     """Write a checkpoint where the settings ask for one."""
     if run.checkpoint_due and run.line is None:
         _save(run, log, final=run.complete)
 
 
-def _save(run: Run, log: RunLog, *, final: bool) -> None:
+def _save(run: BaseRun, log: RunLog, *, final: bool) -> None:
     try:
         run.save(log, final=final)
     except OSError as error:
         _record(run, "disk", run.step, str(error))
         raise
     except ValueError as error:
-        facts = describe_weights(run.trainer.tokenizer, run.trainer.adversary)
+        facts = describe_weights(*run.trainer.models())
         _record(run, "not_finite", run.step, str(error), **facts)
         raise
     except RuntimeError as error:
@@ -151,7 +172,7 @@ def _save(run: Run, log: RunLog, *, final: bool) -> None:
         raise
 
 
-def _save_rest(run: Run, log: RunLog) -> str:
+def _save_rest(run: BaseRun, log: RunLog) -> str:
     """Save the last step if it is not saved yet; return what has become of it."""
     if run.step != run.saved:
         try:
@@ -161,7 +182,7 @@ def _save_rest(run: Run, log: RunLog) -> str:
     return f"saved in {run.folder}" if run.step else "nothing to save"
 
 
-def _raise(run: Run, error: Exception, kept: str, needs_less: str) -> NoReturn:
+def _raise(run: BaseRun, error: Exception, kept: str, needs_less: str) -> NoReturn:
     """Raise `error` with a hint, or a `MemoryError` of one line in its place."""
     step = run.step + 1
     first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -184,7 +205,7 @@ def _is_memory(error: Exception) -> bool:
     )
 
 
-def _record(run: Run, kind: Kind, step: int, message: str, **facts: Any) -> None:
+def _record(run: BaseRun, kind: Kind, step: int, message: str, **facts: Any) -> None:
     """Leave a record for the doctor."""
     if run.main:
         write_stop(run.folder, kind, step, message, **facts, **run.facts())

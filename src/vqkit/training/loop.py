@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ def _make_steps(run: Run, progress: bool) -> None:
         endings.make_good(run, log, interrupt)
         while not run.complete:
             batch = feed.next()
-            endings.stop_if_asked(run, log, interrupt, feed)
+            endings.stop_if_asked(run, log, interrupt, feed.error)
             assert batch is not None  # or its process had asked
-            report = endings.make_step(run, log, rescue, batch)
+            rescue.mark()
+            report = endings.make_step(run, log, partial(run.trainer.step, batch), rescue.undo)
             endings.check(run, batch, report)
             run.begin_line(report)
             if run.line is not None:

@@ -6,8 +6,10 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,18 @@ def describe_machine(device: torch.device, num_processes: int) -> dict[str, Any]
         "system": platform.platform(),
     }
     return {"versions": versions, "git_revision": git_revision(), "hardware": hardware}
+
+
+def command_line() -> list[str]:
+    """Return the words that started this process; of the program its name, not its place."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return [name, *sys.argv[1:]]
+
+
+def utc_now() -> str:
+    """Return the time in UTC, to the second: `2026-01-31T12:00:00+00:00`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_revision() -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TextIO
 _SHORT: Final = {
     "codes_used": "codes {codes_used:.1%}",
     "perplexity": "perplexity {perplexity:,.1f}",
+    "reselected": "reselected {reselected:,}",
     "norm_ratio": "norms {norm_ratio:.3g}",
     "accuracy_fake": "D {accuracy_real:.2f}/{accuracy_fake:.2f}",
     "adaptive_weight": "λ {adaptive_weight:.3g}",

@@ -2,56 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
-
-import torch
+from typing import Any
 
 from vqkit.config import RunConfig
 from vqkit.data import BatchStream, ImageSet, load_images
 from vqkit.models.settings import Presets
-from vqkit.quantizers import ranks
 from vqkit.training import health, run_folder
-from vqkit.training.checkpoint import (
-    newest_checkpoint,
-    save_checkpoint,
-    set_aside_newer,
-)
+from vqkit.training.base_run import BaseRun
 from vqkit.training.explosion import Explosion
-from vqkit.training.folders import remove_unfinished
-from vqkit.training.log import RunLog, read_log
-from vqkit.training.machine import describe_machine, make_accelerator
+from vqkit.training.log import RunLog
 from vqkit.training.objective import TokenizerObjective
-from vqkit.training.pace import Pace
-from vqkit.training.stops import forget_stop
-from vqkit.training.trainer import StepReport, Trainer
+from vqkit.training.step_report import StepReport
+from vqkit.training.trainer import Trainer
 from vqkit.training.validation import Validator
 from vqkit.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-TRIES: Final = 3
-"""Checkpoints on end that may fail for the disk before a run stops."""
 
+class Run(BaseRun):
+    """The trainer of a tokenizer, its images and its folder."""
 
-class Run:
-    """The trainer, its data and its folder."""
+    trainer: Trainer
+    put_back = (
+        "put everything back as it was, and the same command goes on (a file that never was an "
+        "image: take it out, or set data.on_broken=skip, and train in another folder)"
+    )
 
     def __init__(self, config: RunConfig, folder: Path, presets: Presets | None) -> None:
         """Continue what `folder` holds, or begin; a finished run (`finished`) loads nothing."""
-        self.config, self.folder, self.presets = config, folder, presets
-        self.accelerator = make_accelerator()
-        self.accelerator.wait_for_everyone()  # the main process may have removed another run
-        self.main = self.accelerator.is_main_process
-        result = run_folder.read_result(folder)
-        self.finished = result is not None and result["steps"] == config.optim.num_steps
+        super().__init__(folder, config.optim, config.log, run_folder.TOKENIZER)
+        self.config, self.presets = config, presets
         if self.finished:
             return
+        # The hash of a codebook's file is that of the file as the run began.
         self.settings = run_folder.settings_of(folder, config)
-        """As JSON values; the hash of a codebook's file is that of the file as the run began."""
         images = load_images(config.data)
         self.stream = BatchStream(
             images,
@@ -68,84 +56,21 @@ class Run:
         self.validator = Validator(config, folder, objective.lpips) if held else None
         if self.validator is not None:
             self.data["validation_data"] = _describe(self.validator.images)
-        self.machine = describe_machine(self.accelerator.device, self.accelerator.num_processes)
         self.explosion = Explosion(config.log)
         self.watch = Watch.for_run(config)
-        self.line: dict[str, Any] | None = None
-        """The line of the last step, while it waits for its validation."""
-        self.failures = 0
-        """Checkpoints on end that could not be written."""
-        self._pace = Pace()
-        self._restore()
-        self.saved = self.trainer.done
-        """Step of the newest checkpoint."""
-        self._pace.start(self.trainer.done)
+        self.resume()
 
-    def _restore(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one, and make the folder ready."""
-        snapshot, refused = newest_checkpoint(self.folder)
-        if snapshot is None and refused:
-            raise ValueError(
-                f"out={self.folder}: no checkpoint of this run is whole ({'; '.join(refused)}); "
-                "train in another folder"
-            )
-        for reason in refused:
-            logger.warning("checkpoint passed over: %s", reason)
-        if snapshot is not None:
-            for name, now in self.data.items():
-                _check_same(name, snapshot.record.get(name), now)
-            self.trainer.restore(snapshot)
-            self._restore_record(snapshot.record)
-        self._check_together(0 if snapshot is None else snapshot.step)  # all have read; one writes
-        if self.main:
-            remove_unfinished(self.folder)
-            set_aside_newer(self.folder, self.trainer.done)
-            run_folder.forget_result(self.folder)
-            forget_stop(self.folder)
-            run_folder.write_settings(self.folder, self.settings)
-        self.accelerator.wait_for_everyone()
+    def check_data(self, record: dict[str, Any]) -> None:
+        """Raise `ValueError` if images are not those of the checkpoint."""
+        for name, now in self.data.items():
+            _check_same(name, record.get(name), now)
 
-    def _check_together(self, step: int) -> None:
-        """Raise `ValueError` on all processes unless they see the same checkpoint and images."""
-        seen = hashlib.sha256(repr((step, self.data)).encode()).digest()[:6]
-        mine = torch.tensor([[step, int.from_bytes(seen, "big")]])
-        rows = ranks.gather_over_ranks(mine.to(self.accelerator.device)).view(-1, 2)
-        if bool((rows != rows[0]).any()):
-            raise ValueError(
-                f"out={self.folder}: processes do not see the same (checkpoints of the steps "
-                f"{rows[:, 0].tolist()}, or other images); give all machines the same folders"
-            )
-
-    def _restore_record(self, record: dict[str, Any]) -> None:
-        self._pace.seconds_before = record["seconds"]
+    def restore_record(self, record: dict[str, Any]) -> None:
+        """Continue from `record()`."""
+        super().restore_record(record)
         self.explosion.restore(record.get("explosion", {}))
-        if record.get("watch"):
-            self.watch.restore(record["watch"])
         if self.validator is not None:
             self.validator.best = record.get("best")
-        self.line = record.get("line")
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return self.trainer.done
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last step is done, and looked at."""
-        return self.step >= self.config.optim.num_steps and self.line is None
-
-    @property
-    def checkpoint_due(self) -> bool:
-        """Whether the settings ask for a checkpoint after this step."""
-        return self.complete or self.step % self.config.log.checkpoint_every == 0
-
-    def open_log(self) -> RunLog:
-        """Continue the log where the trainer stands."""
-        board = self.config.log.tensorboard
-        # A line that waits for its validation may be there already, if its checkpoint was not.
-        start = self.step if self.line is None else self.step - 1
-        return RunLog(self.folder, start=start, tensorboard=board, main=self.main)
 
     # ------------------------------------------------------------------ a line of the log
 
@@ -186,13 +111,7 @@ class Run:
             if found is None:
                 return
             self.line |= found
-        remarks = self.watch.remarks(self.line)
-        for said in (said for kind in remarks.values() for said in kind):
-            if self.main:
-                logger.warning("step %d: %s: %s; %s", self.step, *said.values())
-        self.line |= remarks
-        log.write(self.line)
-        self.line = None
+        self.write_line(log)
 
     @property
     def _validation_due(self) -> bool:
@@ -200,63 +119,20 @@ class Run:
 
     # ------------------------------------------------------------------ checkpoints, result
 
-    def save(self, log: RunLog, *, final: bool) -> None:
-        """Write a checkpoint, unless weights are not finite or processes have drifted apart.
-
-        A disk that fails is survived, with a warning, for `TRIES` - 1 times on end; the next one,
-        or a `final` checkpoint, is an `OSError` on all processes.
-        """
-        for model in (self.trainer.adversary, self.trainer.tokenizer):
-            if model is not None:
-                health.check_weights(model, self.step, self.saved)
-                health.check_ranks_agree(model, self.accelerator.device, self.step)
-        snapshot = self.trainer.snapshot(self._record())
-        failure: OSError | None = None
-        if self.main:
-            try:
-                log.flush()
-                keep = self.config.log.keep
-                save_checkpoint(self.folder, snapshot, self.trainer.tokenizer, keep=keep)
-            except OSError as error:
-                failure = error
-        if not self.trainer.agree(failure is not None):
-            self.failures, self.saved = 0, self.step
-            return
-        self.failures += 1
-        if final or self.failures >= TRIES:
-            raise failure or OSError(f"step={self.step}: process 0 cannot write its checkpoint")
-        if self.main:
-            logger.warning(
-                "step %d: no checkpoint (%s); training goes on and tries again at the next one",
-                self.step,
-                failure,
-            )
-
-    def facts(self) -> dict[str, Any]:
-        """Return what belongs to every result: settings, data, machine and time."""
-        return {
-            "config": self.settings,
-            **self.data,
-            "seconds": self._pace.seconds,
-            **self.machine,
-        }
-
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Return `facts`, and what a resumed run must know besides tensors."""
-        return self.facts() | {
+        return super().record() | {
             "explosion": self.explosion.state(),
-            "watch": self.watch.state(),
             "best": self.validator.best if self.validator is not None else None,
-            "line": self.line,
         }
 
-    def write_result(self) -> None:
-        """Save the finished tokenizer and the record of the run."""
-        if self.main:
-            lines = read_log(self.folder / "log.jsonl")
-            result = {"steps": self.step, **self.facts(), "last_line": lines[-1]}
-            run_folder.write_result(self.folder, self.trainer.result(), result)
-        self.accelerator.wait_for_everyone()
+    def write_model(self, folder: Path) -> None:
+        """Save the tokenizer as it is now."""
+        self.trainer.tokenizer.save_pretrained(folder)
+
+    def write_product(self, folder: Path) -> None:
+        """Save the finished tokenizer."""
+        self.trainer.result().save_pretrained(folder)
 
 
 def _describe(images: ImageSet) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vqkit.config import RunConfig, from_dict, to_dict
 from vqkit.models import ImageTokenizer
-from vqkit.models.files import read_config, read_weights, write_whole
+from vqkit.models.files import read_config, read_weights
 from vqkit.models.settings import Presets, config_from_values, without_sources, without_tensors
 from vqkit.training.checkpoint import (
     checkpoint_folder,
@@ -34,9 +34,15 @@ from vqkit.training.checkpoint import (
     verify_checkpoint,
 )
 from vqkit.training.folders import whole_folder
+from vqkit.training.settings_file import (
+    SETTINGS,
+    read_settings,
+    refuse_changes,
+    saved_settings,
+    write_json,
+)
 from vqkit.weights import sha256_of
 
-SETTINGS: Final = "config.json"
 RESULT: Final = "result.json"
 TOKENIZER: Final = "tokenizer"
 _PLACES: Final = ("path", "files", "workers")
@@ -66,18 +72,6 @@ def config_to_json(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def read_settings(folder: Path) -> dict[str, Any] | None:
-    """Return the settings saved in `folder`, None if there are none; `ValueError` if unreadable."""
-    path = folder / SETTINGS
-    if not path.exists():
-        return None
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); is it the folder of a run?") from error
-    return values
-
-
 def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
     """Raise `ValueError` if `folder` holds a run that this configuration may not continue.
 
@@ -85,35 +79,15 @@ def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
     depend on it. A run that was stopped before its first checkpoint may be begun again with any
     settings.
     """
-    saved = read_settings(folder)
+    saved = saved_settings(folder, resume=resume)
     if saved is None:
-        foreign = sorted(path.name for path in folder.glob("*")) if folder.exists() else []
-        if foreign:
-            raise ValueError(
-                f"out={folder}: holds {', '.join(foreign[:3])} but no run; choose an empty folder"
-            )
         return
-    if not resume:
-        raise ValueError(
-            f"resume=False: {folder} already holds a run; continue it with resume=True, or choose "
-            "another folder"
-        )
     if not list_checkpoints(folder) and read_result(folder) is None:
         return  # it was stopped before its first checkpoint: nothing is there to be continued
     wanted = config_to_json(config)
     saved = _with_defaults(saved)
     _take_over_codebooks(saved, wanted)
-    differences = _differences(saved, wanted)
-    longer = saved.get("optim", {}).get("num_steps", 0) < config.optim.num_steps
-    longer = longer and config.optim.schedule == "constant"
-    free = (*FREE, "optim.num_steps:") if longer else FREE
-    differences = [d for d in differences if not d.startswith(free)]
-    if differences:
-        hint = "; to lengthen a run, add --optim.num_steps N to its own command" if longer else ""
-        raise ValueError(
-            f"out={folder}: holds a run with other settings ({'; '.join(differences)}); use those, "
-            f"choose another folder, or delete this one (vqkit train --fresh){hint}"
-        )
+    refuse_changes(folder, saved, wanted, config.optim, FREE)
 
 
 def settings_of(folder: Path, config: RunConfig) -> dict[str, Any]:
@@ -126,16 +100,10 @@ def settings_of(folder: Path, config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Save the settings of a run, as JSON values."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / SETTINGS, settings)
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
+def read_result(folder: Path, product: str = TOKENIZER) -> dict[str, Any] | None:
     """Return `result.json` of a finished run; None without one, or with half of one."""
     path = folder / RESULT
-    if not path.exists() or not (folder / TOKENIZER).is_dir():
+    if not path.exists() or not (folder / product).is_dir():
         return None
     try:
         return parse_result(path)
@@ -181,11 +149,13 @@ def forget_result(folder: Path) -> None:
     (folder / RESULT).unlink(missing_ok=True)
 
 
-def write_result(folder: Path, tokenizer: ImageTokenizer, result: dict[str, Any]) -> None:
-    """Write `tokenizer/`, then `result.json`, each whole or not at all."""
-    with whole_folder(folder / TOKENIZER) as part:
-        tokenizer.save_pretrained(part)
-    _write_json(folder / RESULT, result)
+def write_result(
+    folder: Path, product: str, save: Callable[[Path], None], result: dict[str, Any]
+) -> None:
+    """Write the folder `product` by `save`, then `result.json`, each whole or not at all."""
+    with whole_folder(folder / product) as part:
+        save(part)
+    write_json(folder / RESULT, result)
 
 
 def without_files(folder: Path, config: RunConfig) -> RunConfig:
@@ -282,19 +252,3 @@ def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
         return config_to_json(from_dict(RunConfig, saved))
     except ValueError:
         return saved
-
-
-def _differences(saved: Any, wanted: Any, where: str = "") -> list[str]:
-    if not (isinstance(saved, dict) and isinstance(wanted, dict)):
-        return [] if saved == wanted else [f"{where}: {saved!r} there, {wanted!r} here"]
-    found: list[str] = []
-    for key in sorted(set(saved) | set(wanted)):
-        path = f"{where}.{key}" if where else key
-        found += _differences(saved.get(key), wanted.get(key), path)
-    return found
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    write_whole(part, (json.dumps(values, indent=2) + "\n").encode())
-    os.replace(part, path)

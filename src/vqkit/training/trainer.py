@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +21,7 @@ from vqkit.training.gradients import average_gradients
 from vqkit.training.health import not_finite
 from vqkit.training.objective import Losses, Objective
 from vqkit.training.schedule import learning_rate_factor, set_learning_rate
+from vqkit.training.step_report import StepReport
 from vqkit.training.stops import describe_gradients
 from vqkit.training.window import CodeWindow
 
@@ -30,21 +30,6 @@ if TYPE_CHECKING:
 
 Pair = tuple[Tensor, Tensor]
 """Images and their reconstructions, both without gradient."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one step of this process gave."""
-
-    losses: dict[str, float]
-    """`loss` (the total without the discriminator's part), weighted parts and raw errors of this
-    process's images; with a discriminator also its losses, logits and accuracies."""
-    norm: float
-    """Length of the gradient of all processes before clipping."""
-    problem: str
-    """What is not finite; empty if all is. The weights were not touched then."""
-    gradients: dict[str, Any] = field(default_factory=dict)
-    """With a problem, `describe_gradients`."""
 
 
 class Trainer:
@@ -223,6 +208,10 @@ class Trainer:
         mine = torch.tensor(list(losses.values()), device=self.accelerator.device)
         everyone = self.accelerator.reduce(mine, reduction="mean").tolist()
         return dict(zip(losses, everyone, strict=True))
+
+    def models(self) -> tuple[nn.Module, ...]:
+        """List the networks that learn, the tokenizer first."""
+        return (self.tokenizer, *([self.adversary] if self.adversary is not None else []))
 
     def snapshot(self, record: dict[str, Any]) -> Snapshot:
         """Return the state after `done` steps; every process calls this at the same step."""

@@ -10,7 +10,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from vqkit.quantizers import GridQuantizer, GumbelLogits, Slot, VectorQuantizer, ranks
+from vqkit.quantizers import (
+    GridQuantizer,
+    GumbelLogits,
+    Slot,
+    UpdateRule,
+    VectorQuantizer,
+    ranks,
+)
 
 COUNTED: Final = 1 << 22
 """Codebooks with more codes (large lattices) are left out of the window: a count for each of their
@@ -132,8 +139,11 @@ class CodeWindow:
         steps = max(1, step - self._began)
         books = [_book(draws, silent, steps) for draws, silent in parts]
         norms = self._norms(counts)
-        for book, lengths in zip(books, norms, strict=True):
+        for book, lengths, (leaf, _) in zip(books, norms, self._tables, strict=True):
             book |= lengths
+            for rule in leaf.rules:
+                assert isinstance(rule, UpdateRule)
+                book |= rule.numbers()
         numbers = {
             "codes_used": mean(books, "used"),
             "perplexity": mean(books, "perplexity"),
@@ -142,6 +152,8 @@ class CodeWindow:
             "longest_idle": max(book["idle"] for book in books),
             **_overall(norms),
         }
+        if any("reselected" in book for book in books):
+            numbers["reselected"] = sum(book.get("reselected", 0) for book in books)
         numbers["books"] = listed(dict(zip(self.names, books, strict=True)))
         return numbers, on_cpu > 0
 
