@@ -132,9 +132,13 @@ def test_grey_images_are_cut_too():
 def test_a_broken_image_is_left_out_or_an_error(tmp_path):
     data = image_folder(tmp_path / "images", SIZES)
     (tmp_path / "images" / "03.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"^03\.png: is no readable image"):
+    with pytest.raises(ValueError, match=r"^03\.png: is no readable image .*skip; .*--fresh"):
         run(data, tmp_path / "out")
     skipping = DataConfig(source="folder", path=data.path, on_broken="skip")
+    with pytest.raises(ValueError, match="--fresh"):
+        run(skipping, tmp_path / "out")
+    with pytest.warns(UserWarning, match="is left out"):
+        assert run(skipping, tmp_path / "out", resume=False).num_vectors
     with pytest.warns(UserWarning, match=r"03\.png is no readable image"):
         found = run(skipping, tmp_path / "skipped", pool=1)
     assert found.num_vectors == 6

@@ -162,6 +162,7 @@ def _whole(job: _Job, keeper: Keeper, saved: State | None, *, progress: bool) ->
     else:
         run = resumed(share, settings, saved)
         keeper.saved = run.now.step
+        bar.total += (last - first) if lloyd and run.now.step else 0  # ids are found again
         bar.skip(last - first + run.now.step * of_iteration)
     return iterate(run, keeper)
 

@@ -91,7 +91,7 @@ class DistributedProcesses(Processes):
         failed = torch.tensor([int(error is not None)])
         if int(self.sum(failed)) == 0:
             return cast(T, result)
-        errors = self.gather(None if error is None else _portable(error))
+        errors = self.gather(None if error is None else portable(error))
         first = next(rank for rank, found in enumerate(errors) if found is not None)
         if error is not None and first == self.rank:
             raise error
@@ -109,7 +109,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """Return an error that any process can unpickle; somebody's own class may not let it."""
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, error.strerror, error.filename)

@@ -137,9 +137,8 @@ class LloydRun(Run):
         return self._ids
 
     def _find_again(self, ids: Tensor) -> None:
-        share = replace(self.share, tick=lambda rows: None)
-        for start, vectors in share.vectors():
-            place = start - share.start
+        for start, vectors in self.share.vectors():
+            place = start - self.share.start
             ids[place : place + len(vectors)] = nearest(vectors, self.now.previous)
 
 

@@ -28,7 +28,7 @@ from vqkit.codebooks.encoders import (
     with_planes,
 )
 from vqkit.codebooks.preprocessing import read_preprocessing
-from vqkit.codebooks.shards import read_object
+from vqkit.codebooks.set_folders import read_object
 from vqkit.config import require
 from vqkit.weights import sha256_of
 

@@ -24,7 +24,8 @@ from vqkit.clustering.draws import Purpose, order
 from vqkit.clustering.processes import Processes
 from vqkit.clustering.progress import time_left
 from vqkit.codebooks.encoders import PatchEncoder, pool_grid
-from vqkit.codebooks.shards import ShardWriter, read_records
+from vqkit.codebooks.set_folders import read_records
+from vqkit.codebooks.shards import ShardWriter
 from vqkit.config import require
 from vqkit.data import BrokenImageError, ImageSet, preparing
 from vqkit.data.decoding import check_pixels

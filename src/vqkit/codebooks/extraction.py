@@ -8,6 +8,8 @@ Legend: N images, B images of a batch, n features of an image, D dim.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,11 +21,22 @@ from vqkit.clustering.processes import Processes, together
 from vqkit.codebooks.encoders import PatchEncoder
 from vqkit.codebooks.encoding import DType, Encoding, Precision, Settings
 from vqkit.codebooks.features import FeatureSet
-from vqkit.codebooks.shards import WHITENING, begin, complete
+from vqkit.codebooks.set_folders import begin
+from vqkit.codebooks.shards import FEATURES, WHITENING, complete
 from vqkit.config import DataConfig, require
-from vqkit.data import ImageSet, load_images
+from vqkit.data import BrokenImageError, ImageSet, load_images
 
 
+@contextmanager
+def _broken_images() -> Iterator[None]:
+    """Say of a broken image how to go on: other images are another feature set."""
+    try:
+        yield
+    except BrokenImageError as error:
+        raise ValueError(f"{error}; then begin again with resume=False (--fresh)") from error
+
+
+@_broken_images()
 def extract(
     images: ImageSet | DataConfig,
     encoder: PatchEncoder,
@@ -92,7 +105,9 @@ def extract(
     facts = processes.agreed(partial(describe, image_set, encoder, settings))
     processes.require_same({"out": str(folder), **facts})
     first = processes.rank == 0
-    finished = processes.agreed(lambda: first and begin(folder, facts, resume=resume))
+    finished = processes.agreed(
+        lambda: first and begin(folder, facts, resume=resume, kind=FEATURES)
+    )
     if not processes.gather(finished)[0]:
         encoder = _prepared(encoder, image_set, folder / WHITENING, processes, device)
         job = Encoding(image_set, encoder, folder, settings, processes)

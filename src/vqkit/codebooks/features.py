@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vqkit.clustering.shards import NpyShards
-from vqkit.codebooks.shards import FORMAT, MANIFEST, UNFINISHED, read_object
+from vqkit.codebooks.set_folders import FORMAT, MANIFEST, UNFINISHED, read_object
 from vqkit.config import require
 from vqkit.weights import sha256_of
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from vqkit.codebooks.shards import read_object
+from vqkit.codebooks.set_folders import read_object
 from vqkit.config import require
 
 FILES: Final = ("preprocessor_config.json", "processor_config.json")

@@ -44,6 +44,8 @@ class DecodedImages(ImageSet):
         super().__init__(config, listing)
         self._place = place
         self._preparation = Preparation(config, fetch)
+        self.cache_bytes = CACHE_BYTES
+        """Pixels that may stay in memory; 0 for whoever reads every image once."""
         self._cache: dict[int, Tensor] = {}
         self._cached_bytes = 0
 
@@ -60,14 +62,16 @@ class DecodedImages(ImageSet):
             return cached
         image = torch.from_numpy(np.array(self.prepare(index), order="C"))
         with self._lock:
-            if index not in self._cache and self._cached_bytes + image.nbytes <= CACHE_BYTES:
+            if index not in self._cache and self._cached_bytes + image.nbytes <= self.cache_bytes:
                 self._cache[index] = image
                 self._cached_bytes += image.nbytes
         return image
 
     def prepare(self, index: int) -> Pixels:
         """Decode, resize and centre-crop image `index`, past the cache; a view."""
-        return self._preparation.whole(self.name(index), self._place(index))
+        pixels, size = self._preparation.whole(self.name(index), self._place(index))
+        self.sizes[index] = size
+        return pixels
 
     def as_array(self, pixels: Tensor, good: Tensor) -> ArrayImages:
         """This set held in `pixels` (N, C, H, W), less the images where `good` (N,) is False."""
@@ -79,9 +83,11 @@ class DecodedImages(ImageSet):
                 listing,
                 count=len(kept),
                 name=lambda i: self._listing.name(kept[i]),
+                caption=self._listing.caption and (lambda i: self.caption(kept[i])),
                 labels=None if self.labels is None else self.labels[good],
             )
         images = ArrayImages(self.config, listing, pixels)
+        images.sizes = self.sizes[good.numpy()]
         images._broken = dict(self._broken)
         return images
 
@@ -137,7 +143,7 @@ class _ByProcesses(DecodedImages):
         self, whole: DecodedImages, place: Callable[[int], Place], pool: DecoderPool
     ) -> None:
         super().__init__(whole.config, whole._listing, place)
-        self._broken, self._lock = whole._broken, whole._lock
+        self._broken, self._lock, self.sizes = whole._broken, whole._lock, whole.sizes
         self._pool = pool
 
     @property
@@ -165,7 +171,12 @@ class _ByProcesses(DecodedImages):
                 tasks[row] = Task(self.name(int(index)), self._place(int(index)), drawn)
             except BrokenImageError as broken:
                 found[row] = broken
-        found |= zip(tasks, self._pool.prepare(list(tasks.values())), strict=True)
+        prepared = self._pool.prepare(list(tasks.values()))
+        for row, one in zip(tasks, prepared, strict=True):
+            if isinstance(one, BrokenImageError):
+                found[row] = one
+            else:
+                found[row], self.sizes[indices[row]] = one
         return [found[row] for row in range(len(indices))]
 
     def stop(self) -> None:

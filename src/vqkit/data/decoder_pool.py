@@ -28,7 +28,7 @@ import numpy as np
 from vqkit.config.core import require
 from vqkit.data import decoder_process
 from vqkit.data.decoding import BrokenImageError
-from vqkit.data.preparing import Pixels, Preparation, Task
+from vqkit.data.preparing import Pixels, Preparation, Size, Task
 
 _BLOCKED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 # A worker has one thread of its own; libraries that start one per processor would multiply.
@@ -68,8 +68,10 @@ class DecoderPool:
     ) -> None:
         self.close()
 
-    def prepare(self, tasks: list[Task]) -> list[Pixels | BrokenImageError]:
+    def prepare(self, tasks: list[Task]) -> list[tuple[Pixels, Size] | BrokenImageError]:
         """Let one process do `tasks`, in order; a broken image leaves its error in its place.
+
+        The others are as `Preparation` gives them, with their size before.
 
         Any other error of the process is raised here. One that died is a `ChildProcessError`.
         """
@@ -125,7 +127,7 @@ class _Decoder:
         with suppress(OSError):  # it has died already: `prepare` will say so
             self._connection.send(decoder_process.greeting(preparation))
 
-    def prepare(self, tasks: list[Task]) -> list[Pixels | BrokenImageError]:
+    def prepare(self, tasks: list[Task]) -> list[tuple[Pixels, Size] | BrokenImageError]:
         try:
             self._connection.send(tasks)
             answer: decoder_process.Answer = self._connection.recv()
@@ -139,14 +141,15 @@ class _Decoder:
             capacity = os.fstat(self._memory).st_size
             self._shared = mmap.mmap(self._memory, capacity, prot=mmap.PROT_READ)
         pixels = np.frombuffer(self._shared, dtype=np.uint8, count=size).copy()
-        found: list[Pixels | BrokenImageError] = []
+        found: list[tuple[Pixels, Size] | BrokenImageError] = []
         start = 0
-        for shape in shapes:
-            if isinstance(shape, BrokenImageError):
-                found.append(shape)
+        for one in shapes:
+            if isinstance(one, BrokenImageError):
+                found.append(one)
                 continue
+            shape, before = one
             stop = start + int(np.prod(shape))
-            found.append(pixels[start:stop].reshape(shape))
+            found.append((pixels[start:stop].reshape(shape), before))
             start = stop
         return found
 

@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from vqkit.data.decoding import BrokenImageError
-from vqkit.data.preparing import Pixels, Preparation, Task
+from vqkit.data.preparing import Pixels, Preparation, Size, Task
 
-Answer: TypeAlias = "tuple[int, list[tuple[int, ...] | BrokenImageError]] | Exception"
-"""Bytes used, and the shape of each image, one behind the other in the shared memory; or the error
+Shape: TypeAlias = "tuple[tuple[int, ...], Size]"
+"""Of an image as it was prepared, and its size before."""
+Answer: TypeAlias = "tuple[int, list[Shape | BrokenImageError]] | Exception"
+"""Bytes used, and the shapes of all images, one behind the other in the shared memory; or the error
 that ended the work."""
 
 _LEAST_BYTES = 1 << 20
@@ -41,14 +43,15 @@ def main(connection_number: int, memory: int) -> None:
     while _wait_for_work(connection, parent):
         tasks: list[Task] = connection.recv()
         images: list[Pixels] = []
-        shapes: list[tuple[int, ...] | BrokenImageError] = []
+        shapes: list[Shape | BrokenImageError] = []
         try:
             for task in tasks:
                 if connection.poll():  # nothing else can come now but the end
                     return
                 try:
-                    images.append(preparation(task))
-                    shapes.append(images[-1].shape)
+                    pixels, before = preparation(task)
+                    images.append(pixels)
+                    shapes.append((pixels.shape, before))
                 except BrokenImageError as broken:
                     shapes.append(broken)
             size = sum(image.nbytes for image in images)

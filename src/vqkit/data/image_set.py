@@ -33,6 +33,8 @@ class Listing:
     """The name of image i: path below the data folder, or file and row."""
     files: Callable[[], Iterable[tuple[str, int]]]
     """Name and size in bytes of every file, for the fingerprint."""
+    caption: Callable[[int], str | None] | None = None
+    """The caption of image i, if the set has any."""
     labels: Tensor | None = None
     """(count,) int64."""
     label_names: tuple[str, ...] | None = None
@@ -55,6 +57,8 @@ class ImageSet(ABC):
         self.config = config
         self.labels = listing.labels
         self.label_names = listing.label_names
+        self.sizes = np.zeros((listing.count, 2), dtype=np.int32)
+        """Height and width of every image as its file has it; zeros until it was read."""
         self._listing = listing
         self._broken: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -76,6 +80,29 @@ class ImageSet(ABC):
     def name(self, index: int) -> str:
         """The name of image `index`; batches carry it as their key."""
         return self._listing.name(index)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images have classes."""
+        return self.labels is not None
+
+    def label(self, index: int) -> int:
+        """The class of image `index`, -1 without one; of a stream, of images just read."""
+        return -1 if self.labels is None else int(self.labels[index])
+
+    @property
+    def captioned(self) -> bool:
+        """Whether images have captions."""
+        return self._listing.caption is not None
+
+    def caption(self, index: int) -> str | None:
+        """The caption of image `index`, None without one; of a stream, of images just read."""
+        return None if self._listing.caption is None else self._listing.caption(index)
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index` as its file has it, once it was read."""
+        height, width = map(int, self.sizes[index])
+        return height, width
 
     def fingerprint(self) -> str:
         """SHA-256 of every file's name and size, in order, and of the settings that change pixels.
@@ -173,6 +200,7 @@ class ArrayImages(ImageSet):
 
     def __init__(self, config: DataConfig, listing: Listing, pixels: Tensor) -> None:
         super().__init__(config, listing)
+        self.sizes[:] = pixels.shape[-2:]
         if config.crop_size is not None:
             check_crop(self.name(0), pixels.shape, config.crop_size)
             if config.crop == "center":

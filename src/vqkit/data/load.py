@@ -10,11 +10,15 @@ from vqkit.data.image_set import ImageSet
 from vqkit.data.lmdb_images import load_lmdb
 from vqkit.data.originals import load_original
 from vqkit.data.parquet import load_parquet
+from vqkit.data.streamed import load_streamed
+from vqkit.data.webdataset import load_webdataset
 
 LOADERS: dict[Source, Callable[[DataConfig], ImageSet]] = {
     "folder": load_folder,
     "parquet": load_parquet,
     "lmdb": load_lmdb,
+    "webdataset": load_webdataset,
+    "huggingface": load_streamed,
     "mnist": load_original,
     "fashion_mnist": load_original,
     "cifar10": load_original,

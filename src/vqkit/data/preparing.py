@@ -19,6 +19,8 @@ from vqkit.config import DataConfig
 from vqkit.data.decoding import BrokenImageError, check_pixels, decode
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+Size: TypeAlias = tuple[int, int]
+"""(height, width) of an upright image as its file has it, in pixels."""
 Place: TypeAlias = Any
 """What a source needs to find one image again, small and picklable: a path, a key, its encoded
 bytes; or a Pillow image, which is already decoded."""
@@ -42,8 +44,8 @@ class Preparation:
     fetch: Callable[[Place], bytes | Path]
     """Turns a place into an encoded image."""
 
-    def whole(self, name: str, place: Place) -> Pixels:
-        """Decode, resize and centre-crop one image: uint8 (C, H, W), a view.
+    def whole(self, name: str, place: Place) -> tuple[Pixels, Size]:
+        """Decode, resize and centre-crop one image: uint8 (C, H, W), a view, and its first size.
 
         Raises `BrokenImageError` for what is no image, `ValueError` for one smaller than the crop.
         """
@@ -51,22 +53,24 @@ class Preparation:
             picture = place
         else:
             picture = decode(self.fetch(place), name, self.config.channels)
+        size = picture.height, picture.width
         try:
             picture = resize(picture, self.config.resize, stretch=self.config.stretch)
         except ValueError as error:
             raise BrokenImageError(name, str(error)) from error
         pixels = np.asarray(picture, dtype=np.uint8)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        size = self.config.crop_size
-        if size is not None:
-            check_crop(name, pixels.shape, size)
+        side = self.config.crop_size
+        if side is not None:
+            check_crop(name, pixels.shape, side)
             if self.config.crop == "center":
-                pixels = window(pixels, size, *middle(pixels.shape, size))
-        return pixels
+                pixels = window(pixels, side, *middle(pixels.shape, side))
+        return pixels, size
 
-    def __call__(self, task: Task) -> Pixels:
-        """Prepare one image, random crop and mirror included: uint8 (C, H, W), a view."""
-        return cut(self.whole(task.name, task.place), self.config, task.draws)
+    def __call__(self, task: Task) -> tuple[Pixels, Size]:
+        """Prepare one image, random crop and mirror included; see `whole`."""
+        pixels, size = self.whole(task.name, task.place)
+        return cut(pixels, self.config, task.draws), size
 
 
 def cut(pixels: Pixels, config: DataConfig, draws: Sequence[float] | None) -> Pixels:
@@ -91,13 +95,33 @@ def resize(image: Image.Image, side: int | None, *, stretch: bool = False) -> Im
     """
     if side is None:
         return image
-    shorter = min(image.size)
-    width, height = (max(1, round(length * side / shorter)) for length in image.size)
-    size = (side, side) if stretch else (width, height)
+    size = resized(image.size, side, stretch=stretch)
     if size == image.size:
         return image
     check_pixels(size)
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def resized(size: tuple[int, int], side: int, *, stretch: bool) -> tuple[int, int]:
+    """Sides (either order, kept) after `resize`."""
+    if stretch:
+        return side, side
+    first, second = (max(1, round(length * side / min(size))) for length in size)
+    return first, second
+
+
+def box(config: DataConfig, size: Size) -> tuple[float, float, float, float]:
+    """Top, left, height and width of what is left of an image of `size`, in its own pixels.
+
+    The whole, or the centre crop, which after a resize begins between pixels.
+    """
+    if config.crop != "center" or config.crop_size is None:
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    shape = size if config.resize is None else resized(size, config.resize, stretch=config.stretch)
+    scales = size[0] / shape[0], size[1] / shape[1]
+    top, left = middle(shape, config.crop_size)
+    side = config.crop_size
+    return top * scales[0], left * scales[1], side * scales[0], side * scales[1]
 
 
 def check_crop(name: str, shape: Sequence[int], crop_size: int) -> None:

@@ -29,6 +29,7 @@ class Share(ImageSet):
             label_names=whole.label_names,
         )
         super().__init__(whole.config, listing)
+        self.sizes = whole.sizes[start:stop]
         self._whole, self._start = whole, start
 
     @classmethod

@@ -42,15 +42,73 @@ class _Epoch:
     """(items, 3) in [0, 1): row and column of the crop, and the flip, of each item."""
 
 
+class Shuffle:
+    """Which items make up every batch: a pure function of (items, batch_size, seed, step).
+
+    An epoch visits every item once, in an order drawn from (seed, epoch); what does not fill a last
+    batch is left for other epochs. Rank r of `world_size` gets rows [r·b, (r+1)·b) of the global
+    batch, b = batch_size / world_size. The draws are raw words of NumPy's Philox, whose stream is
+    fixed over versions. The last two epochs stay in memory.
+
+    Raises `ValueError` for a batch that the ranks cannot share or the items cannot fill.
+    """
+
+    def __init__(
+        self,
+        items: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        too_few: str | None = None,
+    ) -> None:
+        """`too_few` says what an epoch has, and what to do if it does not fill a batch."""
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must not be negative; choose 0 or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: must lie in 0..world_size-1={world_size - 1}")
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"batch_size={batch_size}: must be a positive multiple of world_size={world_size}, "
+                "so that every process gets the same share; change it or the number of processes"
+            )
+        if items < batch_size:
+            found = too_few or f"an epoch has only {items} images; lower the batch size"
+            raise ValueError(f"batch_size={batch_size}: {found}")
+        self.items, self.batch_size, self.seed = items, batch_size, seed
+        self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._epochs: dict[int, _Epoch] = {}
+        self._lock = threading.Lock()
+
+    def batch(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """This rank's items of global batch `step` (0, 1, …) and their three draws (b, 3)."""
+        if step < 0:
+            raise ValueError(f"step={step}: must not be negative; the first batch is step 0")
+        number, position = divmod(step, self.items // self.batch_size)
+        epoch = self._epoch(number)
+        start = position * self.batch_size
+        items = epoch.order[start : start + self.batch_size][self._share]
+        return items, epoch.draws[items]
+
+    def _epoch(self, number: int) -> _Epoch:
+        with self._lock:
+            epoch = self._epochs.get(number)
+            if epoch is None:
+                epoch = _draw_epoch(self.seed, number, self.items)
+                # At an epoch's end the threads ahead already work in the next one: keep two.
+                while len(self._epochs) >= 2:
+                    del self._epochs[min(self._epochs)]
+                self._epochs[number] = epoch
+            return epoch
+
+
 class BatchStream:
     """Shuffled batches without end, each a pure function of (image set, batch_size, seed, step).
 
-    An epoch visits every image `crops_per_image` times, in an order drawn from (seed, epoch); what
-    does not fill a last batch is left for other epochs. Crop and flip are drawn from (seed, epoch,
-    index). Rank r of `world_size` gets rows [r·b, (r+1)·b) of the global batch, b = batch_size /
-    world_size, so that the global batch is the same for any number of ranks. Nothing has to be
-    saved to resume: ask for the next step. The draws are raw words of NumPy's Philox, whose stream
-    is fixed over versions.
+    An epoch visits every image `crops_per_image` times, see `Shuffle`; the global batch is the same
+    for any number of ranks. Crop and flip are drawn from (seed, epoch, index). Nothing has to be
+    saved to resume: ask for the next step.
 
     Args:
         image_set: from `load_images`.
@@ -64,47 +122,33 @@ class BatchStream:
     def __init__(
         self, image_set: ImageSet, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed={seed}: must not be negative; choose 0 or more")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank}: must lie in 0..world_size-1={world_size - 1}")
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size={batch_size}: must be a positive multiple of world_size={world_size}, "
-                "so that every process gets the same share; change it or the number of processes"
-            )
+        items = len(image_set) * image_set.config.crops_per_image
+        self._shuffle = Shuffle(
+            items,
+            batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            too_few=f"an epoch has only {items} images "
+            f"({len(image_set)} x data.crops_per_image={image_set.config.crops_per_image}); "
+            "lower optim.batch_size, give more images, or raise data.crops_per_image "
+            "(with data.crop=random)",
+        )
         self.image_set = image_set
         self.batch_size = batch_size
         self.seed = seed
-        self._items = len(image_set) * image_set.config.crops_per_image
-        if self._items < batch_size:
-            raise ValueError(
-                f"batch_size={batch_size}: an epoch has only {self._items} images "
-                f"({len(image_set)} x data.crops_per_image={image_set.config.crops_per_image}); "
-                "lower optim.batch_size, give more images, or raise data.crops_per_image "
-                "(with data.crop=random)"
-            )
-        self._share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self._epochs: dict[int, _Epoch] = {}
-        self._lock = threading.Lock()
 
     @property
     def batches_per_epoch(self) -> int:
         """Full batches in one epoch; `epoch = step // batches_per_epoch`."""
-        return self._items // self.batch_size
+        return self._shuffle.items // self.batch_size
 
     def batch(self, step: int) -> Batch:
         """This rank's share of global batch `step` (0, 1, …): batch_size/world_size images."""
         return self._batch(self.image_set, step)
 
     def _batch(self, images: ImageSet, step: int) -> Batch:
-        if step < 0:
-            raise ValueError(f"step={step}: must not be negative; the first batch is step 0")
-        number, position = divmod(step, self.batches_per_epoch)
-        epoch = self._epoch(number)
-        start = position * self.batch_size
-        items = epoch.order[start : start + self.batch_size][self._share]
-        draws = epoch.draws[items]
+        items, draws = self._shuffle.batch(step)
         indices = (items % len(self.image_set)).tolist()
         return Batch(*images.gather(indices, draws))
 
@@ -121,17 +165,6 @@ class BatchStream:
             yield from ordered(
                 make, count(start_step), workers=threads, ahead=threads + 1, stop=images.stop
             )
-
-    def _epoch(self, number: int) -> _Epoch:
-        with self._lock:
-            epoch = self._epochs.get(number)
-            if epoch is None:
-                epoch = _draw_epoch(self.seed, number, self._items)
-                # At an epoch's end the threads ahead already work in the next one: keep two.
-                while len(self._epochs) >= 2:
-                    del self._epochs[min(self._epochs)]
-                self._epochs[number] = epoch
-            return epoch
 
 
 def iterate_once(image_set: ImageSet, batch_size: int) -> Iterator[Batch]:
