@@ -40,6 +40,12 @@ def find_model(
         f"name={str(name)!r}",
         "no such folder, and no hub id such as 'user/model'",
     )
+    require(
+        folder.parts[0] != "runs" and not folder.parent.is_dir(),
+        f"name={name!r}",
+        f"there is no such folder in {folder.parent} (the hub is asked only for names that begin "
+        "with no folder here)",
+    )
     from huggingface_hub import snapshot_download
 
     try:

@@ -114,12 +114,33 @@ class ImageTokenizer(nn.Module):
         Images are uint8, or floats in [-1, 1] on the device of the model; anything else is a
         `ValueError`. Sides that are no multiple of the stride are continued by their last pixels.
         """
-        check_shape(images, self.config.network.image_channels)
-        self._check_device("images", images)
-        dtype = self._parameter().dtype
-        padded = pad_to_stride(to_unit_range(images, dtype), self.stride)
+        padded = self._prepared(images)
         with evaluation_mode(self):
             return self.quantizer(self.encoder(padded)).ids
+
+    @torch.no_grad()
+    def encode_latents(self, images: Tensor) -> Tensor:
+        """Return the latents (B, quantizer.width, h, w) of images, as `encode` before quantization.
+
+        `quantize_latents` of them are the ids of `encode`, bit for bit. Diffusion models learn
+        these (VQGAN-LC, section 3.3).
+        """
+        padded = self._prepared(images)
+        with evaluation_mode(self):
+            return self.quantizer.latents(self.encoder(padded))
+
+    @torch.no_grad()
+    def quantize_latents(self, latents: Tensor) -> Tensor:
+        """Return the int64 ids (B, h, w, T) of latents (B, quantizer.width, h, w)."""
+        self._check_device("latents", latents)
+        with evaluation_mode(self):
+            return self.quantizer.quantize_latents(latents).ids
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """Check images and return them as the encoder takes them."""
+        check_shape(images, self.config.network.image_channels)
+        self._check_device("images", images)
+        return pad_to_stride(to_unit_range(images, self._parameter().dtype), self.stride)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -146,14 +146,13 @@ class GridQuantizer(Stepping):
         return quantize(z)
 
     def _map(self, z: Tensor) -> Quantized:
-        if z.ndim != 4:
-            raise ValueError(
-                f"z of shape {tuple(z.shape)}: expected a map (B, {self.channels}, h, w); for "
-                "sequences and channel-last vectors call .vectors(z)"
-            )
-        check_features(z, z.shape[1], self.channels)
+        self._check_map(z, self.channels)
+        return self._cells(z, lambda: self._enter(z.permute(0, 2, 3, 1)))
+
+    def _cells(self, z: Tensor, enter: Callable[[], Tensor]) -> Quantized:
+        """Quantize the vectors (B, h, w, width) that `enter` makes of the map z."""
         with self._forwarding(z.device):
-            rows, sound = self._checked(z, self._enter(z.permute(0, 2, 3, 1)))
+            rows, sound = self._checked(z, enter())
             batch, height, width, _ = rows.shape
             out = self.quantizer.quantize(self._to_rows(rows).flatten(1, -2))
             z_q = self._from_rows(out.z_q.unflatten(1, (height, width, -1)))
@@ -171,6 +170,42 @@ class GridQuantizer(Stepping):
             z_q = self._leave(out.z_q.reshape(*z.shape[:-1], -1))
         ids = out.ids.reshape(*z.shape[:-1], -1)
         return self._watched(Quantized(z_q, ids, out.terms), sound)
+
+    @torch.no_grad()
+    def latents(self, z: Tensor) -> Tensor:
+        """Return what is quantized of a feature map, before it is: the map behind `project_in`.
+
+        Args:
+            z: (B, channels, h, w), floating point.
+
+        Returns:
+            (B, width, h, w); float32 (float64 of float64), the space in which codes are compared
+            but for what the codebook itself does, such as scaling to unit length.
+        """
+        self._check_map(z, self.channels)
+        with _in_full_precision(z.device):
+            return self._enter(z.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+    @torch.no_grad()
+    def quantize_latents(self, latents: Tensor) -> Quantized:
+        """Quantize latents (B, width, h, w), those of `latents` or generated ones.
+
+        `quantize_latents(latents(z))` has the ids and the z_q of `forward(z)` in evaluation, bit
+        for bit. Only in evaluation: it is no step of training.
+        """
+        if self.training:
+            raise ValueError("quantize_latents: only in evaluation; call .eval() first")
+        self._check_map(latents, self.width)
+        rows = latents.permute(0, 2, 3, 1)
+        return self._cells(latents, lambda: _widened(rows))
+
+    def _check_map(self, z: Tensor, channels: int) -> None:
+        if z.ndim != 4:
+            raise ValueError(
+                f"z of shape {tuple(z.shape)}: expected a map (B, {channels}, h, w); for "
+                "sequences and channel-last vectors call .vectors(z)"
+            )
+        check_features(z, z.shape[1], channels)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Turn tokens (B, h, w, T) into the map (B, channels, h, w) they stand for."""
@@ -218,7 +253,7 @@ class GridQuantizer(Stepping):
         """Project vectors (..., channels) in, and leave 16 bits behind: distances are float32."""
         if self.project_in is not None:
             z = self.project_in(z.to(self.project_in.weight.dtype))
-        return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        return _widened(z)
 
     def _leave(self, z_q: Tensor) -> Tensor:
         """Project quantized vectors out; they keep the type of the codebook."""
@@ -237,6 +272,11 @@ class GridQuantizer(Stepping):
     def summary(self) -> dict[str, str]:
         """Name the part chosen for every question of the algebra (README's table of methods)."""
         return summarize(self)
+
+
+def _widened(z: Tensor) -> Tensor:
+    """Leave 16 bits behind."""
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
 def _in_full_precision(device: torch.device) -> torch.autocast:

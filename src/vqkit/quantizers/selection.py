@@ -130,6 +130,10 @@ class Reselect(UpdateRule):
         self.counts.zero_()
         self.sample.clear()
 
+    def numbers(self) -> dict[str, int]:
+        """Return how many codes are features of the pool by now, in place of their own."""
+        return {"reselected": int((self.row >= 0).sum())}
+
     def summary(self) -> str:
         """Name the rule."""
         return f"reselected from {len(self.pool):,} features"

@@ -79,6 +79,10 @@ class UpdateRule(Statistics):
         """Name the rule, for generated tables."""
         raise NotImplementedError
 
+    def numbers(self) -> dict[str, int]:
+        """Return what the log of a training should say of the rule; by default nothing."""
+        return {}
+
 
 class RowSample(Statistics):
     """A uniform sample of K vectors out of all that a step has seen, in random order.

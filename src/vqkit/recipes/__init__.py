@@ -2,14 +2,14 @@
 
 `RECIPES` names them all, `GROUPS` orders them by paper, `recipe(name)` finds one, `looc_table(5)`
 gives all rows of a table of LooC, `tiny(config)` shrinks any of them for a test. `docs/recipes.md`
-lists what each reproduces.
+lists what each reproduces. `GENERATORS` are recipes for token sets, which return `GeneratorRun`s.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Unpack
 
 from vqkit.config import RunConfig
@@ -28,7 +28,9 @@ from vqkit.recipes.fashion_mnist import (
     sq_vae_fashion_mnist,
     vq_vae_fashion_mnist,
 )
+from vqkit.recipes.generators import GENERATORS, generator_recipe
 from vqkit.recipes.mnist import cvq_mnist, looc_mnist, pq_mnist, sq_vae_mnist, vq_vae_mnist
+from vqkit.recipes.mnist_tokens import mnist_tokens
 from vqkit.recipes.photos import (
     PhotoOptions,
     photos_cvq,
@@ -98,6 +100,7 @@ from vqkit.recipes.vqgan_others import movq, rq_vae, simvq, vit_vqgan
 from vqkit.recipes.vqgan_systems import VQGANOptions
 
 __all__ = [
+    "GENERATORS",
     "GROUPS",
     "PUBLISHED",
     "RECIPES",
@@ -109,6 +112,7 @@ __all__ = [
     "RunOptions",
     "VQGANOptions",
     "VQGANPhotoOptions",
+    "generator_recipe",
     "looc_table",
     "looc_table12_images",
     "published",
@@ -159,6 +163,7 @@ GROUPS: Final[dict[str, dict[str, Recipe]]] = {
         equal_bits_mnist,
         equal_bits_photos,
     ),
+    "MNIST, small tokenizers for generation": _by_name(mnist_tokens),
     "LooC, small images (Tables 1, 3, 4, 5)": _by_name(
         looc_mnist,
         vq_vae_mnist,
@@ -214,9 +219,13 @@ RECIPES: Final[dict[str, Recipe]] = {
 
 def recipe_list() -> str:
     """Return all recipes with the first line of their docstring, under the names of their group."""
-    width = max(map(len, RECIPES)) + 2
+    width = max(map(len, [*RECIPES, *GENERATORS])) + 2
     blocks = []
-    for title, group in GROUPS.items():
+    groups: dict[str, Mapping[str, Callable[..., object]]] = {
+        **GROUPS,
+        "Generators, trained on a token set (`--tokens FOLDER`)": GENERATORS,
+    }
+    for title, group in groups.items():
         lines = [
             f"  {name:<{width}}{(inspect.getdoc(function) or '').splitlines()[0]}"
             for name, function in group.items()
@@ -235,6 +244,8 @@ def recipe(name: str) -> Recipe:
     rows = table_recipes() if name.startswith("looc_table") else {}
     if name in rows:
         return rows[name]
+    if name in GENERATORS:
+        raise ValueError(f"recipe={name!r}: is a generator's; vqkit train {name} --tokens FOLDER")
     near = difflib.get_close_matches(name, [*RECIPES, *rows], n=3)
     hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(RECIPES)}"
     raise ValueError(f"recipe={name!r}: unknown; {hint}")
