@@ -54,7 +54,7 @@ class Files(Dataset[Tensor]):
         index = item % len(self.images)
         draws = tuple(torch.rand(3).tolist())
         task = Task(self.images.name(index), self.images._place(index), draws)
-        return torch.from_numpy(self.images._preparation(task).copy())
+        return torch.from_numpy(self.images._preparation(task)[0].copy())
 
 
 def measure(open_loader: Callable[[], Iterator[object]], batches: int, batch_size: int) -> Found:

@@ -25,6 +25,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from vqkit.config import DataConfig, NetworkConfig, QuantizerConfig
 from vqkit.data import ImageSet, load_images
 from vqkit.evaluation import evaluate
+from vqkit.evaluation.evaluator import CPU_PIXELS
 from vqkit.metrics import LosslessRate, ReconstructionScores, png_bytes, to_bytes
 from vqkit.models import ImageTokenizer, TokenizerConfig
 
@@ -33,7 +34,7 @@ BATCH = 16
 """Images a batch, the default of `vqkit evaluate`."""
 ASKED = 2
 """Times the speed of the plain loop."""
-COUNTS = {"MNIST": (1000, 3000, 10000), "photographs": (25, 50, 100)}
+COUNTS = {"MNIST": (1000, 3000, 10000), "photographs": (25, 50, 100, 200)}
 """Images for the table of memory."""
 TIMED = {"MNIST": 256, "photographs": 16}
 """Images for the table of speed."""
@@ -83,7 +84,9 @@ def plain_loop(tokenizer: ImageTokenizer, images: ImageSet) -> dict[str, float]:
 
 def stages(tokenizer: ImageTokenizer, images: ImageSet) -> dict[str, float]:
     """Return the processor time of each part of `evaluate` in milliseconds an image."""
-    batch = torch.stack([images.image(index) for index in range(min(BATCH, len(images)))])
+    height, width = images.image(0).shape[-2:]
+    together = min(BATCH, len(images), max(1, CPU_PIXELS // (height * width)))  # as `evaluate` does
+    batch = torch.stack([images.image(index) for index in range(together)])
     with torch.no_grad():
         ids = tokenizer.encode(batch)
         rebuilt = tokenizer.reconstruct(batch)

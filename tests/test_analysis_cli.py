@@ -126,6 +126,12 @@ def test_curves_of_evaluations(place, capsys):
         ("looc", "looc"),
         ("run", "vq_vae"),
     ]
+    one = (place / "run" / "evaluation.json").rename(place / "run" / "evaluation-0a.json")
+    assert main(["analyze", "sizes", "run", "--out", "a.png"]) == 0
+    assert "run: 24×4, psnr" in capsys.readouterr().out
+    (place / "run" / "evaluation-1b.json").write_bytes(one.read_bytes())
+    assert main(["analyze", "sizes", "run", "--out", "a.png"]) == 2
+    assert "holds evaluation-0a.json, evaluation-1b.json; name one" in capsys.readouterr().err
 
 
 def test_counts_are_written_for_every_tokenizer(place, capsys):

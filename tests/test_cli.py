@@ -82,6 +82,8 @@ def test_every_command_has_help(command, capsys):
     ("words", "said"),
     [
         (["trian"], "command='trian': unknown; did you mean 'train'?"),
+        (["cluster", "features"], "command='cluster': unknown; did you mean 'codebook cluster'?"),
+        (["tsen"], "did you mean 'analyze tsne'?"),
         (["describe", "lookc"], "did you mean 'looc'?"),
         (["describe", "looc", "--num_kodes", "3"], "--num_kodes: unknown option; did you mean"),
         (["describe", "looc", "--num_codes", "many"], "num_codes=many: expected a whole number"),

@@ -334,3 +334,29 @@ def main(case, folder, saves):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+
+
+@pytest.mark.parametrize("case", ["lloyd", "shards"])
+def test_progress_after_a_resume_counts_every_row_that_is_read(case, tmp_path, monkeypatch):
+    """Also those that are read again to find the ids, else the time left would be absurd."""
+    bars = []
+
+    class Counter:
+        def __init__(self, show, total):
+            self.total, self.done = total, 0
+            bars.append(self)
+
+        def tick(self, rows):
+            self.done += rows
+
+        skip = tick
+
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(case, tmp_path, tmp_path / "state")
+    monkeypatch.setattr(sys.modules[kmeans.__module__], "open_progress", Counter)
+    found = run(case, tmp_path, tmp_path / "state")
+    (bar,) = bars
+    left_out = CASES[case]["iterations"] - len(found.report.iterations)  # it converged before
+    assert bar.done == bar.total - left_out * 1500

@@ -24,7 +24,9 @@ from vqkit.quantizers import (
     simvq,
     vit_vqgan,
     vq_vae,
+    vqgan_lc,
 )
+from vqkit.training.progress import short_health
 from vqkit.training.window import BOOKS, DEAD_STEPS, DEAD_TURNS, CodeWindow, book_names
 
 CPU = torch.device("cpu")
@@ -55,6 +57,21 @@ def test_slots_that_share_a_book_are_pooled():
     window.count(ids)
     assert window.close(2)["tokens"] == 18
     assert window.summary(3)["tokens"] == 0
+
+
+def test_codes_out_of_a_pool_are_counted(generator):
+    features, pool = (torch.randn(n, 3, generator=generator) for n in (6, 40))
+    quantizer = vqgan_lc(features, 2, pool=pool, in_channels=None)
+    window = CodeWindow(quantizer, CPU)
+    window.count(torch.zeros(1, 1, 1, 1, dtype=torch.int64))
+    assert window.summary(1)["reselected"] == 0
+    (leaf,) = quantizer.quantizer.leaves()
+    leaf.rules[0].row[:4] = torch.tensor([7, 9, 11, 13])
+    line = window.summary(2)
+    assert line["reselected"] == line["books"]["code"]["reselected"] == 4
+    assert "reselected 4" in short_health(line)
+    plain = CodeWindow(GridQuantizer(whole(4)), CPU)
+    assert "reselected" not in plain.summary(1)
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,13 @@ MAX_FUNCTION_LINES = 50
 HEAVY = {
     "accelerate",
     "constriction",
+    "datasets",
     "diffusers",
     "faiss",
     "lmdb",
     "matplotlib",
     "pyarrow",
+    "ray",
     "skimage",
     "sklearn",
     "tensorboard",

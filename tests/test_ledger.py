@@ -185,6 +185,7 @@ def test_hours_are_arithmetic(nothing_observed):
     assert gpu_hours(small) == pytest.approx(234_000 * 0.005 / 3600)  # the least step
     assert hours_in_words(1234.0) == "about 1,200 GPU hours"
     assert hours_in_words(0.325) == "about 0.3 GPU hours"
+    assert hours_in_words(4e-05) == "less than 0.01 GPU hours"
 
 
 # ---------------------------------------------------------------- sharing of codes
@@ -369,4 +370,4 @@ def test_page_says_100_percent_of_all_codes_only(tmp_path):
     page, _ = write_page(
         tmp_path / "ledger.md", [observation("looc/5/5/mnist/psnr", values, segments=counts)]
     )
-    assert "| `some_run` | 100.0 % | 99.9 % to 100.0 % |" in page.read_text(encoding="utf-8")
+    assert "| `some_run` | 100 % | 99.9 % to 100 % |" in page.read_text(encoding="utf-8")

@@ -198,6 +198,18 @@ def test_command_runs_lists_and_writes_the_page(done, mnist, capsys):
     assert lines["all"][1] == "1213"
 
 
+def test_a_list_without_observations_says_so(tmp_path, capsys):
+    assert main(["reproduce", "--list", "--ledger", str(tmp_path / "typo")]) == 0
+    assert "typo: there is no such folder, so that nothing counts" in capsys.readouterr().err
+
+
+def test_a_reference_that_no_row_is_compared_with_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words in (["vqgan-lc-table9"], ["looc-table5", "--networks"]):
+        assert main(["reproduce", *words, "--reference", "x"]) == 2
+        assert "reference=x: no row is compared with it" in capsys.readouterr().err
+
+
 def test_command_says_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "dual-table3"]) == 2
@@ -209,7 +221,7 @@ def test_command_says_what_is_missing(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "not run: vqgan-lc/4/1: RQ-Transformer is not in vqkit" in said
     assert "not run: vqgan-lc/4/8: images drawn by GPT-404M on these tokens" in said
-    assert "a tokenizer of these rows: vqkit train lc_vqgan_fc --data_set imagenet" in said
+    assert "  vqkit train lc_vqgan_fc --data_set imagenet" in said
     assert not any(tmp_path.iterdir()), "nothing is left behind"
 
 

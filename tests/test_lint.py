@@ -380,6 +380,11 @@ def test_names_of_papers_do_not_matter():
     assert [(one.rule, one.level) for one in other] == [(x.rule, x.level) for x in findings()]
 
 
+def test_no_line_of_arithmetic_is_told_twice():
+    for one in findings():
+        assert len(set(one.arithmetic)) == len(one.arithmetic), one.place
+
+
 def test_gravest_first():
     order = [list(LEVELS).index(one.level) for one in findings()]
     assert order == sorted(order)

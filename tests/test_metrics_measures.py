@@ -75,13 +75,18 @@ def test_measures_on_inception_share_one_network(quick):
 
 
 def test_names_and_modes_are_checked_first(quick, tmp_path):
-    with pytest.raises(ValueError, match="measure='fd': expected one of fid, kid, inception_score"):
+    with pytest.raises(
+        ValueError,
+        match="measure='fd': expected one of fid, kid, precision, recall, inception_score",
+    ):
         make_measure("fd")
     with pytest.raises(ValueError, match="measures=fid,fid: name each once"):
         make_measures(["fid", "fid"])
     with pytest.raises(ValueError, match="resize='sharp': expected one of 'clean'"):
         make_measure("fid", resize="sharp")
-    with pytest.raises(ValueError, match="only fid and kid compare with a reference"):
+    with pytest.raises(
+        ValueError, match="only fid, kid, precision, recall compare with a reference"
+    ):
         make_measure("inception_score", reference="file")
     with pytest.raises(ValueError, match="is no file; `vqkit reference` makes one"):
         make_measure("fid", reference=tmp_path)
@@ -176,7 +181,7 @@ def test_a_mismatch_is_refused(folder):
     other = replace(reference, network="cd" * 32)
     with pytest.raises(ValueError, match=r"reference\.network=cdcdcdcdcdcd: .* abababababab"):
         FeatureMeasures(small(), ["fid"], reference=other)
-    with pytest.raises(ValueError, match="holds no features for KID; make it with --kept"):
+    with pytest.raises(ValueError, match="holds no features for kid; make it with --kept"):
         FeatureMeasures(small(), ["kid"], reference=reference)
 
 
@@ -245,6 +250,14 @@ def test_the_command_writes_a_reference(folder, tmp_path, quick, capsys):
     assert "out: no file is named" in capsys.readouterr().err
     assert main(["reference", "--out", str(out)]) == 2
     assert "data.source: no images" in capsys.readouterr().err
+
+
+def test_a_reference_of_features_of_another_length_is_refused(folder):
+    reference = reference_of(folder[0])
+    reference.check(small())
+    other = replace(reference, gaussian=replace(reference.gaussian, mean=torch.zeros(DIM + 1)))
+    with pytest.raises(ValueError, match=rf"reference\.dim={DIM + 1}: images are measured with"):
+        other.check(small())
 
 
 def test_one_image_makes_no_reference(tmp_path):

@@ -101,6 +101,18 @@ def test_a_licence_is_an_identifier(tokenizer, hub, license):
     assert not (hub.root / "me").exists()
 
 
+@pytest.mark.parametrize("name", ["runs/typo", "here/typo"])
+def test_a_mistyped_folder_is_not_asked_of_the_hub(name, tmp_path, monkeypatch):
+    def download(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(ValueError, match=f"name='{name}': there is no such folder"):
+        ImageTokenizer.from_pretrained(name)
+
+
 def test_what_the_hub_does_not_have_is_refused(monkeypatch):
     def download(repo_id, **options):
         raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the hub")

@@ -17,6 +17,7 @@ from vqkit.config import (
 from vqkit.models import ImageTokenizer, TokenizerConfig
 from vqkit.quantizers import build
 from vqkit.recipes import (
+    GENERATORS,
     GROUPS,
     PUBLISHED,
     RECIPES,
@@ -41,7 +42,8 @@ SMALL = [
 
 def test_recipes_import_no_torch():
     code = (
-        "import sys, vqkit.recipes as r; [f() for f in r.RECIPES.values()]; r.looc_table(5);"
+        "import sys, vqkit.recipes as r; [f() for f in (r.RECIPES | r.GENERATORS).values()];"
+        "r.looc_table(5);"
         "[r.tiny(f()) for f in r.RECIPES.values()]; r.recipe_list();"
         "sys.exit(' '.join(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules))) or 0)"
     )
@@ -51,9 +53,15 @@ def test_recipes_import_no_torch():
 
 def test_recipes_are_listed_by_paper():
     listed = recipe_list().splitlines()
-    assert [line.split()[0] for line in listed if line.startswith("  ")] == list(RECIPES)
-    assert [line for line in listed if line and not line.startswith("  ")] == list(GROUPS)
-    assert all(len(make.__doc__.splitlines()[0]) <= 100 for make in RECIPES.values())
+    assert [line.split()[0] for line in listed if line.startswith("  ")] == [
+        *RECIPES,
+        *GENERATORS,
+    ]
+    titles = [line for line in listed if line and not line.startswith("  ")]
+    assert titles[:-1] == list(GROUPS)
+    assert titles[-1].startswith("Generators")
+    recipes = [*RECIPES.values(), *GENERATORS.values()]
+    assert all(len(make.__doc__.splitlines()[0]) <= 100 for make in recipes)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -19,18 +19,22 @@ from vqkit.analysis import segment_usage
 from vqkit.cli import main
 from vqkit.data import load_images
 from vqkit.evaluation import Evaluation, Rosetta
+from vqkit.evaluation.anchors import Anchors
+from vqkit.evaluation.curves import RatePoint
+from vqkit.evaluation.rate_distortion import RateDistortion
 from vqkit.models import ImageTokenizer
 from vqkit.report import Run, distinct, gallery, read_run, write_report
 from vqkit.report.axes import axis_over
 from vqkit.report.counting import count_codes
-from vqkit.report.details import cost_table, flat, settings_section
+from vqkit.report.details import cost_table, flat, provenance_section, settings_section
 from vqkit.report.headline import headline
 from vqkit.report.markup import Markup, joined, tag
 from vqkit.report.pictures import data_uri, error_uri, make_gallery, palette
-from vqkit.report.plots import MAX_POINTS, RatePoint, front, thinned
+from vqkit.report.plots import MAX_POINTS, front, thinned
+from vqkit.report.plots import RatePoint as DrawnPoint
 from vqkit.report.quality import protocol_list, quality_table, value_of
 from vqkit.report.rosetta import rosetta_section
-from vqkit.report.usage import _grouped, _sharing
+from vqkit.report.usage import _grouped, _sharing, usage_section
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -190,7 +194,7 @@ def test_other_protocols_stand_side_by_side(runs, tmp_path):
     protocol = replace(found.protocol, name="other", psnr_cap=50.0)
     other = replace(found, metrics=tuple(moved), protocol=protocol)
     both = Rosetta(evaluations=(found, other))
-    page = Page(str(rosetta_section([replace(runs[0], rosetta=both.to_dict()), runs[1]])))
+    page = Page(str(rosetta_section([replace(runs[0], rosettas=(both.to_dict(),)), runs[1]])))
     psnr = found.value("psnr")
     assert f"{psnr:.2f} {psnr + 1.5:.2f} (+1.50)" in page.words
     assert f"{found.value('l2'):.6f} –" in page.words
@@ -198,8 +202,10 @@ def test_other_protocols_stand_side_by_side(runs, tmp_path):
     assert rosetta_section(runs) is None
     folder = tmp_path / "run"
     write_run(folder, runs[0].config.test_data)
+    both.save(folder / "rosetta-887cb505.json")
+    assert read_run(folder).rosettas == (both.to_dict(),)
     both.save(folder / "rosetta.json")
-    assert read_run(folder).rosetta == both.to_dict()
+    assert len(read_run(folder).rosettas) == 2
 
 
 @pytest.mark.parametrize(
@@ -221,7 +227,7 @@ def test_a_damaged_translation_is_named(change, said, runs, tmp_path):
     values = Rosetta(evaluations=(runs[0].evaluation,)).to_dict()
     (folder / "rosetta.json").write_text(json.dumps(change(values)), encoding="utf-8")
     run = read_run(folder)
-    assert run.rosetta is None
+    assert run.rosettas == ()
     (sentence,) = run.missing
     assert "rosetta.json is passed over" in sentence
     assert said in sentence
@@ -232,7 +238,7 @@ def points(seed):
     source = torch.Generator().manual_seed(seed)
     values = torch.randint(1, 6, (7, 2), generator=source).tolist()
     return [
-        RatePoint(number=i, name=str(i), rate=r, entropy_rate=None, quality=q)
+        DrawnPoint(number=i, name=str(i), rate=r, entropy_rate=None, quality=q)
         for i, (r, q) in enumerate(values)
     ]
 
@@ -519,6 +525,120 @@ def test_command_measures_what_was_not(tmp_path, capsys):
     kept = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert kept["data"]["num_images"] == 2
     assert "The first 1 of 1 images" in Page(out.read_text(encoding="utf-8")).words
+
+
+def test_numbers_pictures_and_draws_are_of_the_same_images(tmp_path, capsys):
+    """Those that are named; the evaluation of the run's own images is one more row."""
+    data, out = write_pictures(tmp_path / "pictures", 2), tmp_path / "report.html"
+    folder = write_run(tmp_path / "run", data)
+    own = measure(folder, data, "first")
+    other = write_pictures(tmp_path / "other", 1, size=(16, 20))
+    assert main(["report", str(folder), "-o", str(out), "--data.path", other.path]) == 0
+    assert "measuring first on 1 images" in capsys.readouterr().err
+    assert Evaluation.load(folder / "evaluation.json") == own
+    words = Page(out.read_text(encoding="utf-8")).words
+    assert "1 images measured" in words
+    assert "counted on the first 1 images" in words
+    assert own.protocol.id in words
+    assert main(["evaluate", str(folder), "--data.path", other.path]) == 0
+    capsys.readouterr()
+    assert main(["report", str(folder), "-o", str(out), "--data.path", other.path]) == 0
+    assert "measuring" not in capsys.readouterr().err
+
+
+def test_a_picture_has_its_own_rate(runs, tmp_path):
+    """Not that of the images that the evaluation was of."""
+    pictures = load_images(write_pictures(tmp_path / "other", 1, size=(13, 16)))
+    made, _ = make_gallery(runs, pictures)
+    rate = runs[0].tokenizer.bits_per_image(13, 16) / (13 * 16)
+    assert made.pictures[0].rates["first"] == rate
+    assert rate != pytest.approx(value_of(runs[0].evaluation, "rate"), rel=1e-3)
+    assert f"at {rate:.3g} bits/pixel" in Page(str(gallery.gallery_section(runs, made))).words
+
+
+def test_draws_of_other_images_than_the_bars_say_so(runs, images, tmp_path):
+    said = "Bars and curves are of different images."
+    other = load_images(write_pictures(tmp_path / "other", 1))
+    for shown, expected in ((images, 0), (other, 1)):
+        counts = {"first": count_codes(runs[0].tokenizer, shown)}
+        assert Page(str(usage_section(runs[:1], counts))).words.count(said) == expected
+
+
+def test_to_repeat_a_run_is_what_was_typed(runs, tmp_path):
+    first = runs[0]
+    plain = Page(str(provenance_section([first]))).words
+    assert f"vqkit train --config {first.place}/config.json --out runs/again" in plain
+    assert f"vqkit evaluate {first.place}" in plain
+    typed = ["vqkit", "train", "looc_mnist", "--optim.lr", "1e-3"]
+    dates = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T01:00:00+00:00"}
+    measured = ["vqkit", "evaluate", "runs/first", "--data.path", "my pictures"]
+    evaluation = replace(first.evaluation, machine={"command": measured})
+    known = replace(first, result=first.result | dates | {"command": typed}, evaluation=evaluation)
+    words = Page(str(provenance_section([known]))).words
+    for said in (*dates.values(), "train looc_mnist --optim.lr 1e-3", "--data.path 'my pictures'"):
+        assert said in words
+    assert f"vqkit evaluate {first.place}" not in words
+
+
+def test_a_damaged_run_is_left_out(runs, tmp_path, capsys):
+    data, out = write_pictures(tmp_path / "pictures", 1), tmp_path / "report.html"
+    folder = write_run(tmp_path / "run", data)
+    measure(folder, data, "first")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.json").write_text("{", encoding="utf-8")
+    bad = str(tmp_path / "bad")
+    assert main(["report", str(folder), bad, "-o", str(out)]) == 0
+    said = f"run={bad}: its config.json is damaged"
+    assert f"left out: {said}" in capsys.readouterr().err
+    assert said in Page(out.read_text(encoding="utf-8")).words
+    assert main(["report", bad, "-o", str(out)]) == 2
+    assert main(["report", str(folder), str(tmp_path / "typo"), "-o", str(out)]) == 2
+
+
+def rate_distortion_of(evaluation, name):
+    """Five points of tokens and five of a codec, and two codecs that lose nothing."""
+    protocol, count = replace(evaluation.protocol, measures=""), evaluation.num_images
+    tokens = tuple(
+        RatePoint(
+            name=name if i == 0 else f"{name} {i}",
+            method="looc",
+            rates={"nominal": 0.5 + i, "entropy": 0.4 + i, "coded": 0.45 + i},
+            metrics={"psnr": 20.0 + 2 * i, "ssim": 0.5 + 0.1 * i},
+            protocol=protocol,
+            num_images=count,
+        )
+        for i in range(5)
+    )
+    codec = tuple(
+        replace(one, name=f"JPEG {i}", method="JPEG", codec=True, rates={"coded": 1.0 + 2 * i})
+        for i, one in enumerate(tokens)
+    )
+    anchors = Anchors(points=codec, missing=(("AVIF", "not built in"),), versions={})
+    return RateDistortion(points=tokens, png=4.0, raw=24.0, anchors=anchors)
+
+
+def test_curves_beside_the_runs_are_shown(tmp_path, capsys):
+    data, out = write_pictures(tmp_path / "pictures", 1), tmp_path / "report.html"
+    folder = write_run(tmp_path / "runs" / "first", data)
+    found = rate_distortion_of(measure(folder, data, "first"), "first")
+    _, file, _ = found.save(tmp_path / "runs" / "rate_distortion.png", bd_reference="JPEG")
+    assert main(["report", str(folder), "-o", str(out)]) == 0
+    page = Page(out.read_text(encoding="utf-8"))
+    for said in ("0.450", "JPEG 4", "above lossless", "AVIF was not measured: not built in"):
+        assert said in page.words
+    assert f"looc : {found.bd_rates('JPEG')['looc'].percent:+.1f} %" in page.words
+    # One of other images counts only if it is named.
+    other = write_pictures(tmp_path / "other", 2)
+    strange = write_run(tmp_path / "runs" / "other", other)
+    measure(strange, other, "other")
+    assert main(["report", str(strange), "-o", str(out)]) == 0
+    assert "JPEG" not in Page(out.read_text(encoding="utf-8")).words
+    assert main(["report", str(strange), str(file), "-o", str(out)]) == 0
+    assert "JPEG" in Page(out.read_text(encoding="utf-8")).words
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"points": 3}), encoding="utf-8")
+    assert main(["report", str(folder), "-o", str(out)]) == 0
+    assert "passed over" in capsys.readouterr().err
+    assert main(["report", str(folder), str(file), "-o", str(out)]) == 2
 
 
 def test_vanished_images_are_said(tmp_path, capsys):

@@ -291,6 +291,10 @@ def test_command(images, bare, tmp_path, capsys):
         (["--protocol", "cvq-looc", "--metrics", " fid"], "pt_inception-2015"),
         (["--protocol", "vqgan-lc", "--metrics", "fid"], "reference: vqgan-lc compares"),
         (["--reference", "x"], "compares nothing"),
+        (["--reference", "x", "--metrics", "lpips_vgg"], "compares nothing"),
+        (["--reference", "x", "--protocol", "llamagen"], "the images measured here"),
+        (["--reference", "x", "--protocol", "cvq-looc", "--metrics", "fid"], "measured here"),
+        (["--reference", "x", "--metrics", "kid"], "reference=x: is no file"),
     ):
         assert main([*words, *extra]) == 2
         assert message in capsys.readouterr().err

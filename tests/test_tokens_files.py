@@ -301,9 +301,11 @@ def test_the_commands_bring_pictures_back(tokenizer, folder, pictures, tmp_path,
     assert main(["decompress", str(many), "-o", str(tmp_path / "a"), *cli]) == 0
     inside = sorted(map(str, files.iterdir()))
     assert main(["decompress", *inside, "-o", str(tmp_path / "b"), *cli, "--tile", "64"]) == 0
+    assert main(["decompress", str(files), "-o", str(tmp_path / "c"), *cli]) == 0
     for number, (name, pixels) in enumerate(expected.items(), 1):
         assert (pixels_of(tmp_path / "a" / f"many-{number:05}.png") == pixels).all()
-        assert (pixels_of(tmp_path / "b" / f"{name}.png") == pixels).all()
+        for place in ("b", "c"):
+            assert (pixels_of(tmp_path / place / f"{name}.png") == pixels).all()
 
 
 def test_the_commands_refuse_in_one_line(tokenizer, folder, pictures, tmp_path, capsys):
@@ -335,6 +337,27 @@ def test_the_commands_refuse_in_one_line(tokenizer, folder, pictures, tmp_path, 
     Image.open(picture).save(pictures / "picture0.bmp")
     assert "rename one" in refused(capsys, "compress", pictures, "-o", tmp_path / "c", *known)
     assert "none is named" in refused(capsys, "frequencies")
+    for command, one in (("compress", picture), ("decompress", file)):
+        said = refused(capsys, command, one, "-o", tmp_path / "out.jpg", *known)
+        assert "no .jpg is written" in said
+        assert not (tmp_path / "out.jpg").exists()
+    assert "holds no .vqk files" in refused(capsys, "decompress", pictures, *back, *known)
+    picture.write_bytes(b"no picture")
+    said = refused(capsys, "compress", picture, "-o", tmp_path / "d.vqk", *known)
+    assert "is no readable image" in said
+    assert "data.on_broken" not in said
+
+
+def test_an_export_leaves_frequencies_behind_and_says_so(folder, pictures, tmp_path, capsys):
+    counted = ("--data.source", "folder", "--data.path", str(pictures), "--data.channels", "1")
+    assert main(["frequencies", str(folder), "--device", "cpu", *counted]) == 0
+    capsys.readouterr()
+    out = tmp_path / "exported"
+    assert main(["export", str(folder), str(out)]) == 0
+    assert f"{FREQUENCIES} stays behind" in capsys.readouterr().err
+    assert not (out / FREQUENCIES).exists()
+    assert main(["export", str(out), str(tmp_path / "again")]) == 0
+    assert "stays behind" not in capsys.readouterr().err
 
 
 def test_a_file_too_large_is_not_read(tmp_path):

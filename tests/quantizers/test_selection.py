@@ -49,6 +49,8 @@ def test_codes_become_the_features_nearest_to_the_vectors():
             assert set(rule.row[changed].tolist()) <= set(picked.tolist())
         assert len(rule.row[rule.row >= 0].unique()) == int((rule.row >= 0).sum())
         before = book.features.clone()
+    taken = int((book.features[:, None] == pool).all(-1).any(1).sum())
+    assert rule.numbers() == {"reselected": taken}
     z, _ = vectors_of(quantizer, pool, 9, batch=16)
     used = quantizer.eval()(z).ids.unique()
     assert len(used) > 0.9 * 64

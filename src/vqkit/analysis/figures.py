@@ -9,6 +9,7 @@ from vqkit.analysis.conditions import Conditions
 from vqkit.analysis.embedding import CodeMap
 from vqkit.analysis.frequency import BookFrequency, Frequency
 from vqkit.analysis.usage import EpochUsage, RunUsage
+from vqkit.metrics.wording import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -220,11 +221,6 @@ def book_labels(owners: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     return [
         owner if len(books) == 1 else f"{owner} {book}" for owner, books in owners for book in books
     ]
-
-
-def percent(share: float, *, unit: str = " %") -> str:
-    """Write a share in [0, 1] as `97.3 %`; never `100 %` for one that is not whole."""
-    return f"100{unit}" if share == 1 else f"{min(100 * share, 99.9):.1f}{unit}"
 
 
 def finish(axes: Axes) -> None:

@@ -16,7 +16,7 @@ import importlib
 import keyword
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vqkit import __version__
 from vqkit.cli.verbs import choose
@@ -33,6 +33,13 @@ COMMANDS = {
     "compress": "images as small .vqk files of tokens",
     "decompress": "the images of .vqk files, with the tokenizer that wrote them",
     "frequencies": "how often a tokenizer draws its codes: shortens .vqk files",
+    "generate": "images of a trained generator: files, a grid, where each comes from",
+    "score": "generated images: FID, precision, recall, class consistency",
+    "modelability": "how well tokens can be predicted: bits per image of one small GPT",
+    "tokenize": "an image set as a folder of tokens, for generation and classification",
+    "detokenize": "the images of a token set, with the tokenizer that wrote it",
+    "tokens": "what is in a token set: describe, verify, merge",
+    "classify": "classes read from tokens: train, evaluate; and from pixels",
     "lint": "tables of printed numbers, checked for what cannot be",
     "rate-distortion": "quality over rate, beside PNG, JPEG, WebP and AVIF: curves, numbers",
     "compare": "train or load several runs; one table and one picture of them",
@@ -41,6 +48,8 @@ COMMANDS = {
     "doctor": "is a run well, and if not, what to do",
     "demo": "compare on built-in photographs, a few minutes on a CPU",
 }
+
+_RESUMING = ("train", "compare", "reproduce", "demo", "generate", "modelability", "classify")
 
 _USAGE = """\
 usage: vqkit COMMAND [NAME ...] [--option value ...]
@@ -70,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt as stop:
-        resumes = words[:1] in (["train"], ["compare"], ["reproduce"], ["demo"])
+        resumes = words[:1] in ([one] for one in _RESUMING)
         hint = "; the same command (less --fresh) goes on from here" if resumes else ""
         _complain(f"{str(stop) or 'interrupted'}{hint}")
         return int(getattr(stop, "exit_code", INTERRUPTED))
@@ -91,12 +100,14 @@ def _dispatch(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         sys.stdout.write(f"vqkit {__version__}\n")
         return OK
-    chosen = choose(words, COMMANDS, _USAGE, kind="command")
+    chosen = choose(words, COMMANDS, _USAGE, kind="command", elsewhere=_verbs)
     if chosen is None:
         return OK
     name, rest = chosen
     word = name.replace("-", "_")
-    module = f"{word}_" if keyword.iskeyword(word) else word  # `import` is in import_.py
+    # `import` is in import_.py, `tokenize`, which Python has a module of, in tokenize_.py.
+    taken = keyword.iskeyword(word) or word in sys.stdlib_module_names
+    module = f"{word}_" if taken else word
     command = importlib.import_module(f"vqkit.cli.{module}")
     try:
         code = command.run(rest)
@@ -104,6 +115,14 @@ def _dispatch(words: list[str]) -> int:
         return int(stop.code or OK)
     sys.stdout.flush()
     return code or OK
+
+
+def _verbs() -> dict[str, str]:
+    """Return the verbs of commands, each with its command: cluster, `codebook cluster`."""
+    from vqkit.cli import analyze, codebook
+
+    rooms: dict[str, Iterable[str]] = {"codebook": codebook.VERBS, "analyze": analyze.VERBS}
+    return {verb: f"{name} {verb}" for name, verbs in rooms.items() for verb in verbs}
 
 
 def _complain(text: str) -> None:

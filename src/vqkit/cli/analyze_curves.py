@@ -73,11 +73,7 @@ def _points(names: Sequence[str]) -> list[SizePoint]:
     for name, label in zip(names, labels_of(names), strict=True):
         path = Path(name).expanduser()
         if kind_of(path) == "run":
-            path = path / "evaluation.json"
-            if not path.is_file():
-                raise ValueError(
-                    f"run={name}: holds no evaluation.json; run `vqkit evaluate` on it"
-                )
+            path = _evaluation_in(path)
         elif not path.is_file():
             raise ValueError(f"evaluation={name}: is no file, and no folder of a run")
         evaluation = Evaluation.load(path)
@@ -85,6 +81,19 @@ def _points(names: Sequence[str]) -> list[SizePoint]:
         point = size_point(evaluation, method=_method(path.parent, evaluation.name))
         points.append(replace(point, name=shown))
     return points
+
+
+def _evaluation_in(folder: Path) -> Path:
+    """Return `evaluation.json` of a run, or the one of other images or of another protocol."""
+    if (folder / "evaluation.json").is_file():
+        return folder / "evaluation.json"
+    others = sorted(folder.glob("evaluation-*.json"))
+    if not others:
+        raise ValueError(f"run={folder}: holds no evaluation.json; run `vqkit evaluate` on it")
+    if len(others) > 1:
+        listed = ", ".join(one.name for one in others)
+        raise ValueError(f"run={folder}: holds {listed}; name one of these files")
+    return others[0]
 
 
 def _method(folder: Path, otherwise: str) -> str:

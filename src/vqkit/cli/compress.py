@@ -138,20 +138,33 @@ def _targets(pictures: Sequence[Path], out: Path) -> dict[Path, Path]:
         names[target] = path
     if out.is_file():
         raise ValueError(f"out={out}: is a file; name a folder, or a file that ends in .vqk")
+    check_no_picture(out, "a file that ends in .vqk")
     return targets
+
+
+def check_no_picture(out: Path, instead: str) -> None:
+    """Raise `ValueError` if a folder to be made has the ending of a picture."""
+    from vqkit.data.decoding import EXTENSIONS
+
+    if out.suffix.lower() in EXTENSIONS and not out.is_dir():
+        raise ValueError(f"out={out}: no {out.suffix} is written; name {instead}, or a folder")
 
 
 def _encoded(tokenizer: ImageTokenizer, pictures: Sequence[Path], given: Values) -> Iterator[Coded]:
     import numpy as np
     import torch
 
-    from vqkit.data.decoding import decode
+    from vqkit.data.decoding import BrokenImageError, decode
     from vqkit.models import encode_tiled
 
     channels = tokenizer.config.network.image_channels
     device = next(tokenizer.parameters()).device
     for path in pictures:
-        pixels = np.array(decode(path, str(path), channels))
+        try:
+            pixels = np.array(decode(path, str(path), channels))
+        except BrokenImageError as broken:
+            hint = "repair it, or name the others"
+            raise ValueError(f"{path}: is no readable image ({broken.reason}); {hint}") from broken
         image = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)[None]
         if "tile" in given:
             tiles = {key: given[key] for key in ("tile", "halo") if key in given}

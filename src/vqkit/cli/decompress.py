@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqkit.cli.compress import add_options, long_out, open_coder, required_out
+from vqkit.cli.compress import (
+    add_options,
+    check_no_picture,
+    long_out,
+    open_coder,
+    required_out,
+)
 from vqkit.cli.console import plain_warnings, say
 from vqkit.cli.options import Options, split_names
 
@@ -22,9 +28,9 @@ if TYPE_CHECKING:
 def run(words: Sequence[str]) -> None:
     """Turn .vqk files back into pictures, with the tokenizer that wrote them.
 
-    With one image --out is a PNG file; with several, a folder, in which FILE.vqk becomes FILE.png,
-    or FILE-00001.png and so on where it holds more than one. A file of another tokenizer and a
-    damaged one are refused.
+    A FILE may be a folder: all .vqk files in it. With one image --out is a PNG file; with several,
+    a folder, in which FILE.vqk becomes FILE.png, or FILE-00001.png and so on where it holds more
+    than one. A file of another tokenizer and a damaged one are refused.
     """
     names, rest = split_names(words)
     options = Options("decompress FILE [FILE ...]", run.__doc__)
@@ -34,8 +40,10 @@ def run(words: Sequence[str]) -> None:
     options.add("max_images", int, "of a file; default 65,536")
     given = options.parse(long_out(rest))
     if not names:
-        raise ValueError("files: none are named; give .vqk files")
-    out = required_out(given)
+        raise ValueError("files: none are named; give .vqk files, or folders of them")
+    out, files = required_out(given), _files(names)
+    if out.suffix.lower() != ".png":
+        check_no_picture(out, "a .png file")
     tokenizer, coder = open_coder(given)
     limits = {key: value for key, value in given.items() if key.startswith("max_")}
     tiles: dict[str, Any] = {key: given[key] for key in ("tile", "halo") if key in given}
@@ -43,7 +51,6 @@ def run(words: Sequence[str]) -> None:
     from vqkit.models.files import write_beside
     from vqkit.tokens import read_file
 
-    files = [Path(name).expanduser() for name in names]
     count, written = 0, set[Path]()
     with plain_warnings():
         for file in files:
@@ -60,6 +67,18 @@ def run(words: Sequence[str]) -> None:
                 write_beside(path, _png(to_picture(image)))
                 count += 1
     say(f"wrote {count:,} images → {out}")
+
+
+def _files(names: Sequence[str]) -> list[Path]:
+    """Return the files that are named, and the .vqk files in the folders that are."""
+    found: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".vqk")
+        if path.is_dir() and not inside:
+            raise ValueError(f"{name}: holds no .vqk files")
+        found += inside if path.is_dir() else [path]
+    return found
 
 
 def _target(file: Path, place: int, found: TokenMaps, out: Path, *, alone: bool) -> Path:

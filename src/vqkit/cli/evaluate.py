@@ -73,8 +73,10 @@ def _options(about: str | None) -> Options:
     options.add("json", str, "file for the numbers; default in the run's folder")
     options.add("protocol", str, "how to measure, such as cvq-looc; default vqkit-default-1")
     options.add_flag("rosetta", "measure under every known protocol, side by side")
-    options.add("metrics", str, "networks too: fid,kid,inception_score,lpips_vgg,lpips_alex")
-    options.add("reference", str, "statistics for FID and KID, of `vqkit reference`")
+    options.add(
+        "metrics", str, "networks: fid,kid,precision,recall,inception_score,lpips_vgg,lpips_alex"
+    )
+    options.add("reference", str, "statistics for FID and its kind, of `vqkit reference`")
     options.add("batch_size", int, "images that go through the model together; default 16")
     options.add("device", str, "cpu, or cuda for a GPU; default the GPU if there is one")
     options.add("tile", int, "pixels of tiles, for images too large to go through whole")
@@ -93,6 +95,7 @@ def _measure(
     """Return what was found, and the protocol with all that it was measured on."""
     from vqkit.evaluation import rosetta
     from vqkit.evaluation.evaluator import evaluate_under
+    from vqkit.training.machine import command_line
 
     networks = _networks(protocol, given, next(tokenizer.parameters()).device)
     size, show = given.get("batch_size", 16), progress_of(name)
@@ -102,7 +105,7 @@ def _measure(
             (one,) = evaluate_under(
                 tokenizer, images, panel, batch_size=size, name=name, progress=show
             )
-            return one, one.protocol
+            return replace(one, machine=one.machine | {"command": command_line()}), one.protocol
         found = rosetta(
             tokenizer,
             images,
@@ -116,14 +119,30 @@ def _measure(
     return found, found.default.protocol
 
 
+def _check_compared(protocol: Protocol, asked: Sequence[str], given: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a number is asked for that is compared with the reference."""
+    from vqkit.metrics.measures import KEEPING
+
+    named = f"reference={given['reference']}"
+    compared = set(asked) & {*KEEPING, *(() if protocol.fid_resize else ("fid",))}
+    if given["rosetta"] or compared or protocol.fid_reference == "files":
+        return
+    if "fid" in asked or protocol.fid_resize:
+        raise ValueError(
+            f"{named}: the FID of {protocol.name} compares with the images measured here; leave "
+            "it out, add --metrics kid, or choose another protocol"
+        )
+    raise ValueError(f"{named}: compares nothing; give --metrics fid")
+
+
 def _networks(protocol: Protocol, given: dict[str, Any], device: torch.device) -> Networks:
     """Load the networks that the protocol names, and those asked for; these must be there."""
     from vqkit.evaluation.scoring import networks_of
-    from vqkit.metrics.measures import make_measures
+    from vqkit.metrics.measures import COMPARING, make_measures
 
     asked = [one.strip() for one in given["metrics"].split(",")] if "metrics" in given else []
-    if not asked and not given["rosetta"] and "reference" in given and not protocol.fid_resize:
-        raise ValueError(f"reference={given['reference']}: compares nothing; give --metrics fid")
+    if "reference" in given:
+        _check_compared(protocol, asked, given)
     networks = networks_of(protocol, reference=given.get("reference"), device=device)
     named = {f"lpips_{net}" for net in protocol.lpips.split("+") if net}
     named |= {"fid"} if protocol.fid_resize else set()
@@ -135,7 +154,7 @@ def _networks(protocol: Protocol, given: dict[str, Any], device: torch.device) -
         return networks
     measures = make_measures(
         names,
-        reference=given.get("reference") if {"fid", "kid"} & set(names) else None,
+        reference=given.get("reference") if set(COMPARING) & set(names) else None,
         resize=protocol.fid_resize or "clean",
         device=device,
     )

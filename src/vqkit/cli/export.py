@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqkit.cli.console import say
+from vqkit.cli.compress import folder_of
+from vqkit.cli.console import say, tell
 from vqkit.cli.options import Options, split_names
 from vqkit.cli.runs import kind_of, load
 
@@ -22,7 +24,7 @@ def run(words: Sequence[str]) -> None:
     train on, use the run.
     """
     from vqkit.models import compacted
-    from vqkit.models.files import WEIGHTS
+    from vqkit.models.files import FREQUENCIES, WEIGHTS
 
     names, rest = split_names(words)
     options = Options("export RUN_OR_TOKENIZER OUT", run.__doc__)
@@ -40,6 +42,9 @@ def run(words: Sequence[str]) -> None:
     size = (out / WEIGHTS).stat().st_size
     smaller = "" if exported is tokenizer else f" instead of {_bytes(tokenizer) / 1e6:,.1f}"
     preset = tokenizer.config.quantizer.preset
+    if (folder_of(name) / FREQUENCIES).is_file():
+        again = f"vqkit frequencies {shlex.quote(str(out))}"
+        tell(f"{FREQUENCIES} stays behind: it belongs to one tokenizer; {again} counts anew")
     say(f"wrote {preset} with {codes} codes, {size / 1e6:,.1f} MB{smaller} → {out}")
 
 

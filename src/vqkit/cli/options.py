@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vqkit.config.core import dataclasses_in
+from vqkit.config.core import dataclasses_in, default_of
 
 Values = dict[str, Any]
 _SYNONYMS: Final = {"learning_rate": "lr"}
@@ -73,6 +73,9 @@ class Options:
             name, hint = f"{prefix}{item.name}", hints[item.name]
             value = (base or {}).get(item.name)
             inner = dataclasses_in(hint)
+            if len(inner) > 1:
+                kinds: Any = Literal[tuple(default_of(kind, "kind") for kind in inner)]
+                self.add(f"{name}.kind", kinds, "which of these; each has settings of its own")
             for kind in inner:  # of a union, the settings of every kind
                 self.add_fields(kind, f"{name}.", value)
             if not inner:

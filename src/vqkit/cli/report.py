@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from vqkit.evaluation import Evaluation
     from vqkit.evaluation.comparison import Contestant
     from vqkit.report import Run
+    from vqkit.report.curves import Result
 
 
 def run(words: Sequence[str]) -> None:
     """Write one self-contained HTML page about any number of runs, to be opened in a browser.
 
-    A NAME is the folder of a run, the folder of a tokenizer, or the JSON file of an evaluation. The
-    page has a sortable table, quality over rate, the same pictures through every run, use of the
-    codes, training curves, cost, settings that differ, and provenance; what a run lacks is said.
-    A run without an `evaluation.json` of the default protocol is measured first, on its own test
-    images or those of --data.*; where these are its own, the numbers are kept in its folder, unless
-    it holds a file of that name. `evaluation-<id>.json` are more rows of the table.
+    A NAME is the folder of a run, the folder of a tokenizer, or the JSON file of an evaluation or
+    of `vqkit rate-distortion`; one that lies beside the runs is found. The page has a sortable
+    table, quality over rate, the same pictures through every run, use of the codes, training
+    curves, cost, settings that differ, and provenance; what a run lacks is said. A run without an
+    evaluation by the default protocol of its own test images, or of those of --data.*, is measured
+    first; where these are its own, the numbers are kept in its folder, unless it holds an
+    `evaluation.json`. Its other evaluations are more rows of the table.
     """
     names, rest = split_names(words)
     options = Options("report NAME [NAME ...]", run.__doc__)
@@ -45,9 +47,12 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("run: none is named; give the folder of at least one run")
     if given.get("pictures", 0) < 0:
         raise ValueError(f"pictures={given['pictures']}: must be at least 0")
-    from vqkit.report import distinct, read_run, write_report
+    from vqkit.report import distinct, write_report
+    from vqkit.report.curves import is_rate_distortion
 
-    runs = distinct([read_run(name) for name in names])
+    curves = [name for name in names if is_rate_distortion(Path(name).expanduser())]
+    found, left_out = _read([name for name in names if name not in curves])
+    runs = distinct(found)
     images = None
     if not given["as_is"]:
         _to_device(runs, given.get("device"))
@@ -59,6 +64,8 @@ def run(words: Sequence[str]) -> None:
         given.get("out", "report.html"),
         images=images,
         pictures=_pictures(given["images"], runs) if "images" in given else None,
+        curves=_curves(curves, runs),
+        note=f"Left out: {'; '.join(left_out)}." if left_out else "",
         command=shlex.join(["vqkit", "report", *words]),
         progress=tell,
         **({"title": given["title"]} if "title" in given else {}),
@@ -95,6 +102,53 @@ def write_comparison_report(
     return report.path
 
 
+def _read(names: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Read the runs, and say which are damaged; a name of nothing, or no run, is an error."""
+    from vqkit.report import read_run
+
+    runs: list[Run] = []
+    left_out: list[str] = []
+    first = ValueError("run: none is named; give the folder of at least one run")
+    for name in names:
+        path = Path(name).expanduser()
+        try:
+            runs.append(read_run(name))
+        except ValueError as error:
+            if not path.is_file() and not (path / "config.json").is_file():
+                raise
+            tell(f"left out: {error}")
+            first = error if not left_out else first
+            left_out.append(str(error))
+    if not runs:
+        raise first
+    return runs, left_out
+
+
+def _curves(named: Sequence[str], runs: Sequence[Run]) -> list[Result]:
+    """Read results of `vqkit rate-distortion`: those named, or else one of these runs beside them.
+
+    What lies beside runs counts only if a point is of one of them, on the images it is measured on.
+    """
+    from vqkit.report.curves import FILE, is_rate_distortion, read_rate_distortion
+
+    if named:
+        return [read_rate_distortion(Path(name).expanduser()) for name in named]
+    measured = {
+        (Path(run.place).name, one.protocol.reference) for run in runs for one in run.evaluations
+    }
+    places = dict.fromkeys(Path(run.place).expanduser().parent / FILE for run in runs if run.place)
+    found = []
+    for path in filter(is_rate_distortion, places):
+        try:
+            result = read_rate_distortion(path)
+        except ValueError as error:
+            tell(f"passed over: {error}")
+            continue
+        if measured & {(one.name, one.protocol.reference) for one in result[0].points}:
+            found.append(result)
+    return found
+
+
 class _Sets:
     """Image sets, each opened once."""
 
@@ -118,27 +172,32 @@ class _Sets:
 def _measured(run: Run, sets: _Sets) -> Run:
     """Return a run with the usual evaluation, measured now if it has none and there are images."""
     from vqkit.evaluation import evaluate
-    from vqkit.report.runs import EVALUATION
+    from vqkit.report.runs import EVALUATION, of_images
 
-    if run.evaluation is not None or run.tokenizer is None:
+    tokenizer, known = run.tokenizer, run.evaluation is not None
+    if tokenizer is None:
         return run
     try:
         found = sets.of(run)
     except (ValueError, OSError, ImportError) as error:
         if sets.changes:
             raise
-        return run.lacks(f"it was not measured: {error}.")
+        return run if known else run.lacks(f"it was not measured: {error}.")
     if found is None:
-        return run.lacks("it was not measured: it names no test images; give --data.path.")
+        hint = "it was not measured: it names no test images; give --data.path."
+        return run if known else run.lacks(hint)
     data, images = found
-    taken = run.tokenizer.config.network.image_channels
+    run = of_images(run, images.fingerprint())
+    if run.evaluation is not None:
+        return run
+    taken = tokenizer.config.network.image_channels
     if taken != images.channels:
         return run.lacks(f"it was not measured: it takes images of {taken} channels.")
     tell(f"measuring {run.name} on {len(images):,} images of {place_of(data)}")
     try:
         with plain_warnings():
             evaluation = evaluate(
-                run.tokenizer, images, batch_size=16, name=run.name, progress=progress_of(run.name)
+                tokenizer, images, batch_size=16, name=run.name, progress=progress_of(run.name)
             )
     except ValueError as error:  # a model that has diverged, a broken image
         return run.lacks(f"it was not measured: {error}.")

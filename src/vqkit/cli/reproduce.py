@@ -73,6 +73,8 @@ def _list(ledger: Path) -> None:
     total = Counter(status.values())
     say(f"{'all':<20}{len(status):>6}" + "".join(f"{total[head]:>14}" for head in heads))
     say(f"observations: {ledger}; a figure counts cells that a table or the text has, too")
+    if not ledger.is_dir():
+        tell(f"ledger={ledger}: there is no such folder, so that nothing counts as observed")
 
 
 def _reproduce(names: Sequence[str], given: Values, ledger: Path) -> bool:
@@ -88,13 +90,25 @@ def _reproduce(names: Sequence[str], given: Values, ledger: Path) -> bool:
         test_path=given.get("test_path"),
         length=length,
     )
+    _check_reference(jobs, given)
     _tell_lacking(cells)
-    if not jobs:
-        _tell_tokenizers(cells)
+    _tell_downstream(cells)
     if not jobs or not _can_run(jobs, given):
         return False
     _run(jobs, given, ledger)
     return True
+
+
+def _check_reference(jobs: Sequence[Job], given: Values) -> None:
+    """Raise `ValueError` for a reference that would be read by nobody."""
+    from vqkit.metrics import find_protocol
+
+    files = any(find_protocol(name).fid_reference == "files" for name in _protocols(jobs))
+    if "reference" in given and not (files and given["networks"]):
+        raise ValueError(
+            f"reference={given['reference']}: no row is compared with it; give it with --networks "
+            "and rows of vqgan-lc, or leave it out"
+        )
 
 
 def _cells(names: Sequence[str], rows: Sequence[int] | None) -> tuple[Cell, ...]:
@@ -124,13 +138,19 @@ def _tell_lacking(cells: Sequence[Cell]) -> None:
         tell(f"not run: {', '.join(rows)}: {reason}")
 
 
-def _tell_tokenizers(cells: Sequence[Cell]) -> None:
-    """Tell how the tokenizers of rows are trained that need more than a tokenizer."""
-    from vqkit.ledger.plans import plan_of
+def _tell_downstream(cells: Sequence[Cell]) -> None:
+    """Tell the commands of rows that need more than a tokenizer."""
+    from vqkit.ledger.downstream import commands_of
 
-    commands = dict.fromkeys(plan_of(cell).train_command for cell in cells)
-    for command in filter(None, commands):
-        tell(f"a tokenizer of these rows: {command}")
+    chains: dict[tuple[str, ...], list[str]] = {}
+    for cell in cells:
+        commands = commands_of(cell)
+        if commands and cell.row_key not in chains.setdefault(commands, []):
+            chains[commands].append(cell.row_key)
+    for commands, rows in chains.items():
+        tell(f"{', '.join(rows)}, step by step:")
+        for command in commands:
+            tell(f"  {command}")
 
 
 def _can_run(jobs: Sequence[Job], given: Values) -> bool:

@@ -28,7 +28,7 @@ def remove_run(folder: Path) -> None:
     """Delete the run in `folder`, so that it starts anew; other folders are a `ValueError`."""
     if not folder.exists():
         return
-    if kind_of(folder) != "run" and any(folder.iterdir()):
+    if kind_of(folder) not in ("run", "token run") and any(folder.iterdir()):
         raise ValueError(f"out={folder}: holds no run, and --fresh deletes nothing else")
     from vqkit.training.claim import claimed
 
@@ -37,7 +37,7 @@ def remove_run(folder: Path) -> None:
 
 
 def kind_of(folder: str | Path) -> str:
-    """Tell what a folder holds: "run", "tokenizer", or "" for neither."""
+    """Tell what a folder holds: "run", "token run" (of `fit`), "tokenizer", or "" for none."""
     path = Path(folder).expanduser() / "config.json"
     try:
         settings: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -47,6 +47,8 @@ def kind_of(folder: str | Path) -> str:
         return ""
     if settings.get("library") == "vqkit":
         return "tokenizer"
+    if {"product", "optim"} <= settings.keys():
+        return "token run"
     return "run" if {"quantizer", "optim"} <= settings.keys() else ""
 
 

@@ -1,10 +1,15 @@
-"""`vqkit train`: a recipe or a file of settings, changed by options, trained into a folder."""
+"""`vqkit train`: a recipe or a file of settings, changed by options, trained into a folder.
+
+Recipes of tokenizers give a `RunConfig`, those of generators a `GeneratorRun`.
+"""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -13,21 +18,25 @@ from typing import Any, get_type_hints
 from vqkit.cli.console import say, tell, told_of
 from vqkit.cli.options import Options, Values, merged, one_name
 from vqkit.cli.runs import remove_run
-from vqkit.config import RunConfig, from_dict, to_dict
+from vqkit.config import GeneratorRun, RunConfig, from_dict, to_dict
 from vqkit.config.core import dataclass_of
-from vqkit.recipes import recipe, recipe_list
+from vqkit.recipes import generator_recipe, recipe, recipe_list
+
+Log = list[dict[str, Any]]
+Settings = RunConfig | GeneratorRun
+Recipe = Callable[..., Settings]
 
 
 def run(words: Sequence[str]) -> None:
-    """Train a tokenizer.
+    """Train a tokenizer, or a generator on a token set (`--tokens FOLDER`).
 
     RECIPE is a name that `--list` shows; without it, `--config` holds all settings. A run in the
     folder is continued where it stands. Another `--quantizer.preset` starts with no arguments.
     """
     name, rest = one_name(words, "recipe", "vqkit train --list shows them")
-    function = recipe(name) if name is not None else None
+    function, cls = _recipe(name, rest)
     options = Options("train RECIPE", inspect.getdoc(function) or run.__doc__)
-    own = _declare(options, function)
+    own = _declare(options, function, cls)
     given = options.parse(rest)
     if given.pop("list"):
         say(recipe_list())
@@ -36,7 +45,7 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("recipe: none is named; vqkit train --list shows them, or give --config")
     fresh, shown = given.pop("fresh"), given.pop("print_config")
     out = given.pop("out", None)
-    config = _resolve(options, function, own, given)
+    config = _resolve(options, function, cls, own, given)
     if shown:
         say(json.dumps(to_dict(config), indent=2))
         return
@@ -44,24 +53,63 @@ def run(words: Sequence[str]) -> None:
     main = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one cares and tells
     if fresh and main:
         remove_run(folder)
-    from vqkit.training import list_checkpoints, run_folder, train, validation
+    if isinstance(config, RunConfig):
+        log = _train_tokenizer(config, folder, main=main)
+    else:
+        log = _train_generator(config, folder, main=main)
+    if main:
+        last = log[-1]
+        say(f"trained {config.name}, {last['step']:,} steps, loss {last['loss']:.4g} → {folder}")
+
+
+def _train_tokenizer(config: RunConfig, folder: Path, *, main: bool) -> Log:
+    from vqkit.training import run_folder, train, validation
 
     if main:
         run_folder.check_settings(folder, config, resume=True)
         damage = run_folder.forget_damaged(folder)
         if damage:
             tell(f"{damage}; the tokenizer is written again")
-    present = list_checkpoints(folder)
-    if present and main:
-        tell(f"{folder} holds this run up to {present[-1].name}; it goes on from there")
+        _tell_progress(folder)
     with told_of(validation.logger):
-        result = train(config, out=folder)
+        return train(config, out=folder).log
+
+
+def _train_generator(config: GeneratorRun, folder: Path, *, main: bool) -> Log:
+    from vqkit.generation import train_generator
+
     if main:
-        last = result.log[-1]
-        say(f"trained {config.name}, {last['step']:,} steps, loss {last['loss']:.4g} → {folder}")
+        _tell_progress(folder)
+    return train_generator(config, folder).log
 
 
-def _declare(options: Options, function: Callable[..., RunConfig] | None) -> list[str]:
+def _tell_progress(folder: Path) -> None:
+    """Say from where a run goes on."""
+    from vqkit.training import list_checkpoints
+
+    present = list_checkpoints(folder)
+    if present:
+        tell(f"{folder} holds this run up to {present[-1].name}; it goes on from there")
+
+
+def _recipe(
+    name: str | None, words: Sequence[str]
+) -> tuple[Recipe | None, type[RunConfig] | type[GeneratorRun]]:
+    """Find the recipe, if one is named, and what kind of settings there are."""
+    if name is not None:
+        generator = generator_recipe(name)
+        return (recipe(name), RunConfig) if generator is None else (generator, GeneratorRun)
+    place = dict(itertools.pairwise(words)).get("--config", "")
+    place = place or next((w.partition("=")[2] for w in words if w.startswith("--config=")), "")
+    path = Path(place).expanduser()
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    generator_file = re.search(r"(^|[{,\s])[\"']?(model|tokens)[\"']?\s*:", text) is not None
+    return None, (GeneratorRun if generator_file else RunConfig)
+
+
+def _declare(
+    options: Options, function: Recipe | None, cls: type[RunConfig] | type[GeneratorRun]
+) -> list[str]:
     """Add all options and return the names of those that the recipe itself takes."""
     options.add_flag("list", "list the recipes")
     options.add("out", str, "folder of the run; default runs/<name>")
@@ -69,16 +117,17 @@ def _declare(options: Options, function: Callable[..., RunConfig] | None) -> lis
     options.add_flag("print_config", "show the settings, in the form that --config reads")
     options.add_flag("fresh", "delete the run in the folder and train again")
     own = options.add_parameters(function) if function is not None else []
-    options.add_fields(RunConfig)
+    options.add_fields(cls)
     return own
 
 
 def _resolve(
     options: Options,
-    function: Callable[..., RunConfig] | None,
+    function: Recipe | None,
+    cls: type[RunConfig] | type[GeneratorRun],
     own: list[str],
     given: Values,
-) -> RunConfig:
+) -> Settings:
     """Settings of the recipe, then of the file, then of the command line."""
     path = given.pop("config", None)
     settings = options.read(path) if path is not None else {}
@@ -86,9 +135,10 @@ def _resolve(
     arguments: dict[str, Any] = {key: changes.pop(key) for key in own if key in changes}
     base = to_dict(function(**arguments)) if function is not None else {}
     values = merged(base, changes)
-    _name_source(values)
-    _check_complete(RunConfig, values)
-    config: RunConfig = from_dict(RunConfig, values)
+    if cls is RunConfig:
+        _name_source(values)
+    _check_complete(cls, values)
+    config: Settings = from_dict(cls, values)
     return config
 
 

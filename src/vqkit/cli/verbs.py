@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 
 def choose(
-    words: Sequence[str], known: Mapping[str, str], usage: str, *, kind: str = "verb"
+    words: Sequence[str],
+    known: Mapping[str, str],
+    usage: str,
+    *,
+    kind: str = "verb",
+    elsewhere: Callable[[], Mapping[str, str]] = dict,
 ) -> tuple[str, list[str]] | None:
     """Return the verb that `words` begin with and the words after it; None if help was shown.
 
@@ -17,6 +22,7 @@ def choose(
         known: verb to its summary.
         usage: the help; `{verbs}` in it becomes the list of verbs.
         kind: what the verbs are called.
+        elsewhere: gives verbs of other commands, each with what is to be typed for it.
 
     Raises:
         ValueError: a verb that is not known, with the one most like it.
@@ -28,7 +34,8 @@ def choose(
         return None
     name, *rest = words
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        full = {**elsewhere(), **{one: one for one in known}}
+        near = difflib.get_close_matches(name, full, n=1)
+        hint = f"did you mean {full[near[0]]!r}?" if near else f"known are {', '.join(known)}"
         raise ValueError(f"{kind}={name!r}: unknown; {hint}")
     return name, rest

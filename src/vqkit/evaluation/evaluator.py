@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from vqkit.models import ImageTokenizer, decode_tiled, encode_tiled
 from vqkit.models.tokenizer import evaluation_mode
 from vqkit.quantizers.ranks import world_size
 from vqkit.training.machine import describe_machine
+
+CPU_PIXELS: Final = 2**17
+"""Pixels of a batch that go through a model at once on a CPU. What is between the layers of larger
+ones leaves its caches: 16 images of 256 x 256 together take 1.7 times as long as in pairs."""
 
 
 @dataclass(kw_only=True)
@@ -194,6 +198,11 @@ def _rebuild(
 ) -> tuple[Tensor, Tensor]:
     """Return the ids and the reconstruction of images of `size`."""
     tile, halo = protocol.tile, protocol.halo
+    at_once = max(1, CPU_PIXELS // (size[0] * size[1]))
+    if _device(tokenizer).type == "cpu" and len(images) > at_once:
+        parts = [_rebuild(tokenizer, part, size, protocol) for part in images.split(at_once)]
+        ids, rebuilt = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return ids, rebuilt
     if tile is None:
         ids = tokenizer.encode(images)
         return ids, tokenizer.decode(ids, size=size)

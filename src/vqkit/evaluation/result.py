@@ -46,7 +46,7 @@ class Evaluation:
     `usage_ceiling` (min(1, tokens / codes)) and `usage_uniform` (expected from as many uniform
     draws), means over codebooks; `rate` (nominal), `entropy_rate` (zero order, every slot on its
     own), `png_rate` and `raw_rate` in bits per pixel of the images before padding. Where networks
-    measured too, `fid`, `kid`, `inception_score`, `lpips_vgg`, `lpips_alex`.
+    measured too, `fid`, `kid`, `precision`, `recall`, `inception_score`, `lpips_vgg`, `lpips_alex`.
     """
 
     name: str

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vqkit.metrics import CodeStatistics
+from vqkit.metrics.wording import percent
 
 if TYPE_CHECKING:
     from vqkit.evaluation.result import Evaluation
@@ -18,6 +19,8 @@ NETWORKS = {
     "lpips_alex": "LPIPS (Alex)",
     "fid": "FID",
     "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
     "inception_score": "Inception Score",
 }
 """Metrics that networks measure, with their labels."""
@@ -94,7 +97,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
     number = "one codebook" if len(books) == 1 else f"the mean over {len(books)} codebooks"
     return [
         f"Perplexity and codes used: {number}, {tokens:,} tokens. So many can show at most "
-        f"{_percent(ceiling)} (min(1, tokens/codes)); uniform draws show {_percent(uniform)}.",
+        f"{percent(ceiling)} (min(1, tokens/codes)); uniform draws show {percent(uniform)}.",
         protocol_note(evaluation, 1),
         *_left_out([evaluation]),
         *network_notes(evaluation),
@@ -164,12 +167,7 @@ def _of_codes(books: Sequence[CodeStatistics]) -> str:
 
 def _usage(evaluation: Evaluation) -> str:
     usage, ceiling = (evaluation.value(name) or 0.0 for name in ("usage", "usage_ceiling"))
-    return f"{_percent(usage)} (at most {_percent(ceiling)})"
-
-
-def _percent(share: float) -> str:
-    # Never "100 %" for a share that is not whole.
-    return "100 %" if share == 1 else f"{min(100 * share, 99.9):.1f} %"
+    return f"{percent(usage)} (at most {percent(ceiling)})"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

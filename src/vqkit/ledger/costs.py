@@ -35,6 +35,8 @@ def gpu_hours(config: RunConfig) -> float:
 
 def hours_in_words(hours: float) -> str:
     """Return hours to one or two digits, as far as they can be trusted: `about 320 GPU hours`."""
+    if hours < 0.01:
+        return "less than 0.01 GPU hours"
     shown = f"{float(f'{hours:.2g}'):,.0f}" if hours >= 10 else f"{hours:.1g}"
     return f"about {shown} GPU hours"
 

@@ -9,9 +9,16 @@ from typing import Any, Final, Literal
 
 from vqkit.ledger.cells import Cell
 from vqkit.ledger.costs import gpu_hours, hours_in_words
+from vqkit.ledger.downstream import commands_of
 from vqkit.ledger.jobs import published_config, training_weights
 from vqkit.ledger.observed import Identity, Measurement, Observation, identity_of
-from vqkit.ledger.plans import Plan, needs_beside_a_tokenizer, plan_of, protocol_of
+from vqkit.ledger.plans import (
+    Plan,
+    beside_a_tokenizer,
+    needs_beside_a_tokenizer,
+    plan_of,
+    protocol_of,
+)
 from vqkit.ledger.published import cells
 from vqkit.ledger.targets import target_of
 from vqkit.metrics.protocol import DEFAULT
@@ -46,6 +53,7 @@ DATA_NAMES: Final[Mapping[str, str]] = {
 
 WEIGHTS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "fid": ("inception",),
+    "gfid": ("inception",),
     "lpips_vgg": ("vgg16", "lpips_vgg"),
     "lpips_alex": ("alexnet", "lpips_alex"),
 }
@@ -132,9 +140,14 @@ def metric_of(cell: Cell) -> str:
 
 
 def command_of(cell: Cell, plan: Plan) -> str:
-    """Return the command that observes a cell's row; empty where no recipe does."""
+    """Return the command that observes a cell's row; empty where no recipe does.
+
+    Several commands, from a tokenizer to what is built on its tokens, are joined by `&&`.
+    """
     if not plan.recipe:
         return ""
+    if beside_a_tokenizer(cell):
+        return " && ".join(commands_of(cell))
     target = target_of(cell.paper, cell.table)
     return f"vqkit reproduce {target} --data {plan.test_set} --rows {cell.row}"
 
@@ -151,7 +164,7 @@ def _entry(cell: Cell, by_row: Mapping[Identity, Sequence[Observation]]) -> Entr
         status=status,
         seen=seen,
         missing=tuple(_missing(cell, plan, beside, runs)) if open_ else (),
-        command="" if beside or cell.value is None else command_of(cell, plan),
+        command="" if cell.value is None else command_of(cell, plan),
     )
 
 

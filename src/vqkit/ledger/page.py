@@ -23,6 +23,7 @@ from vqkit.ledger.plans import protocol_of
 from vqkit.ledger.published import PAPERS, tables
 from vqkit.ledger.targets import target_of
 from vqkit.metrics.protocol import DEFAULT
+from vqkit.metrics.wording import percent
 from vqkit.weights import KNOWN
 
 FORMAT: Final = "vqkit-ledger-1"
@@ -168,19 +169,13 @@ def _segments(observations: Sequence[Observation]) -> list[str]:
         shares, segments = counts["usage"], counts["num_segments"]
         usage = one.measurements[0].values["usage"]
         lines.append(
-            f"| `{one.name}` | {_percent(usage)} | {_percent(min(shares))} to "
-            f"{_percent(max(shares))} | {counts['segments_below_90pct']} of {segments} "
+            f"| `{one.name}` | {'–' if usage is None else percent(usage)} | "
+            f"{percent(min(shares))} to {percent(max(shares))} "
+            f"| {counts['segments_below_90pct']} of {segments} "
             f"| {counts['sharing_segments_min']} of {segments} "
             f"| {counts['sharing_segments_most']} of {segments} |"
         )
     return ["\n".join(lines)]
-
-
-def _percent(share: float | None) -> str:
-    if share is None:
-        return "–"
-    # Never "100.0 %" for a share that is not whole.
-    return f"{100 * share if share == 1 else min(100 * share, 99.9):.1f} %"
 
 
 def _table(table: Table, by_key: Mapping[str, Entry]) -> str:

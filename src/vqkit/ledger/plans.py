@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from vqkit.ledger.cells import Cell, Setting
 
@@ -94,14 +94,20 @@ def protocol_of(cell: Cell) -> str:
     return "vqgan-lc"
 
 
-def needs_beside_a_tokenizer(cell: Cell) -> str:
-    """Return what a cell needs that no tokenizer gives: a generator, a classifier; or nothing."""
+def beside_a_tokenizer(cell: Cell) -> Literal["", "generator", "classifier"]:
+    """Return what a cell needs besides its tokenizer; empty if nothing."""
     if cell.metric == "gfid" or (cell.paper, cell.table) in _GENERATION:
+        return "generator"
+    return "classifier" if cell.metric in ("top1", "top1_margin") else ""
+
+
+def needs_beside_a_tokenizer(cell: Cell) -> str:
+    """Return the same in words."""
+    kind = beside_a_tokenizer(cell)
+    if kind == "generator":
         generator = cell.settings.get("generator") or "an image generator"
-        return f"images drawn by {generator} on these tokens: vqkit has no generators yet"
-    if cell.metric in ("top1", "top1_margin"):
-        return "a classifier fine-tuned on these tokens: vqkit has none yet"
-    return ""
+        return f"images drawn by {generator} on these tokens"
+    return "a classifier fine-tuned on these tokens" if kind else ""
 
 
 _GENERATION: Final = {("vqgan-lc", "4"), ("vqgan-lc", "5"), ("looc", "11")}

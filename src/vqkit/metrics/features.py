@@ -1,11 +1,11 @@
-"""FID, KID and Inception Score on one pass of images through one network."""
+"""FID, KID, precision, recall and Inception Score on one pass of images through one network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from vqkit.metrics.kernel import (
     kernel_distance,
     keys_of,
 )
-from vqkit.metrics.measures import Found, Resize
+from vqkit.metrics.measures import COMPARING, KEEPING, Found, Resize
+from vqkit.metrics.precision_recall import NEIGHBOURS, precision_recall
 from vqkit.metrics.reduction import sum_over_processes
 from vqkit.metrics.reference import Reference
 from vqkit.metrics.resizing import prepare
@@ -48,6 +49,10 @@ class Network(Protocol):
 class Features:
     """A network behind a resize mode: from bytes to feature vectors, without gradients."""
 
+    name = "inception"
+    """What the facts of measures call this network."""
+    at_once = _AT_ONCE
+
     def __init__(
         self,
         network: Network,
@@ -61,7 +66,7 @@ class Features:
         """`sha256` names the network's file; the network is on `device` already."""
         check_choice("resize", resize, Resize)
         self.network = network
-        self.resize: Resize = resize
+        self.resize: Resize | Literal["none"] = resize
         self.sha256 = sha256
         self.dim = dim
         self.num_logits = num_logits
@@ -71,13 +76,18 @@ class Features:
     def __call__(self, images: Tensor) -> Tensor:
         """Return features (B, D) float32 of images uint8 (B, 1 or 3, H, W) on any device."""
         parts = []
-        for part in images.split(_AT_ONCE):
-            prepared = prepare(part.to(self.device), self.resize)
+        for part in images.split(self.at_once):
+            prepared = self.prepared(part.to(self.device))
             # a quarter faster on CPUs in this order of memory
             prepared = prepared.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, enabled=False):
                 parts.append(self.network(prepared))
         return torch.cat(parts)
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Return what the network takes of images uint8 (B, 1 or 3, H, W)."""
+        assert self.resize != "none", "a network that takes images as they are prepares them itself"
+        return prepare(images, self.resize)
 
 
 def load_features(
@@ -102,10 +112,11 @@ def load_features(
 
 
 class FeatureMeasures:
-    """Some of `fid`, `kid` and `inception_score` of reconstructions; a `SetMeasure`.
+    """Some of `fid`, `kid`, `precision`, `recall`, `inception_score`; a `SetMeasure`.
 
-    FID and KID compare with the originals, or with a reference set. Memory: moments of D² float64
-    numbers for each side, and at most `num_kept` feature vectors of each side for KID.
+    All but the last compare with the originals, or with a reference set. Memory: moments of D²
+    float64 numbers for each side, and at most `num_kept` feature vectors of each side for KID,
+    precision and recall.
     """
 
     def __init__(
@@ -118,7 +129,7 @@ class FeatureMeasures:
         num_splits: int = NUM_SPLITS,
         seed: int = 0,
     ) -> None:
-        """`num_kept` is of KID's sample, `num_splits` of the Inception Score, `seed` of both."""
+        """`num_kept` is of the sample of features, `num_splits` of the Inception Score."""
         self.features = features
         self.names = tuple(names)
         self.reference = reference
@@ -129,7 +140,7 @@ class FeatureMeasures:
         sides = 1 if reference is not None else 2
         self._moments = [Moments(dim, device) for _ in range(sides if "fid" in names else 0)]
         # Both sides of an image lie in one row, so that the same images are kept of both.
-        self._sample = Sample(dim * sides, num_kept) if "kid" in names else None
+        self._sample = Sample(dim * sides, num_kept) if set(KEEPING) & set(names) else None
         scored = "inception_score" in names
         self._score = InceptionScore(features.num_logits, num_splits, device) if scored else None
 
@@ -140,17 +151,21 @@ class FeatureMeasures:
             f"{len(images)} images against {len(originals)} originals",
             "expected one original for each image",
         )
-        self._count += len(images)
         sides = [self.features(images)]
         if self.reference is None and (self._moments or self._sample is not None):
             sides.append(self.features(originals))
+        self.take(sides, originals)
+
+    def take(self, sides: Sequence[Tensor], originals: Tensor) -> None:
+        """Take features (B, D) that were computed before, of each side that is not a reference."""
+        self._count += len(originals)
         for moments, rows in zip(self._moments, sides, strict=False):
             moments.update(rows)
         if self._sample is None and self._score is None:
             return
         keys = keys_of(originals, self.seed)
         if self._sample is not None:
-            self._sample.update(torch.cat(sides, 1), keys)
+            self._sample.update(torch.cat(list(sides), 1), keys)
         if self._score is not None:
             self._score.update(self.features.network.logits(sides[0]), keys)
 
@@ -166,24 +181,30 @@ class FeatureMeasures:
     def results(self) -> tuple[Found, ...]:
         """Return what was found, in the order of the names."""
         compute = {"fid": self._fid, "kid": self._kid, "inception_score": self._inception_score}
-        return tuple(compute[name]() for name in self.names)
+        shares = self._shares() if {"precision", "recall"} & set(self.names) else {}
+        return tuple(shares[name] if name in shares else compute[name]() for name in self.names)
 
     def facts(self) -> dict[str, str | int | float]:
         """Return network, resize mode, reference set and sampling."""
         found: dict[str, str | int | float] = {
-            "inception.sha256": self.features.sha256,
-            "inception.resize": self.features.resize,
+            f"{self.features.name}.sha256": self.features.sha256,
+            f"{self.features.name}.resize": self.features.resize,
         }
         compared = "originals" if self.reference is None else self.reference.images
         for name in self.names:
-            if name != "inception_score":
+            if name in COMPARING:
                 found[f"{name}.reference"] = compared
-        if self._sample is not None:
+        if "kid" in self.names:
             found |= {"kid.subsets": NUM_SUBSETS, "kid.subset_size": SUBSET_SIZE}
-            found |= {"kid.kept": self._sample.limit, "kid.seed": self.seed}
+        for name in ("precision", "recall"):
+            if name in self.names:
+                found[f"{name}.neighbours"] = NEIGHBOURS
+        for name in (one for one in KEEPING if one in self.names):
+            assert self._sample is not None, "made with these names"
+            found |= {f"{name}.kept": self._sample.limit, f"{name}.seed": self.seed}
             if self.reference is not None:
-                found["kid.reference_kept"] = len(self.reference.sample)
-                found["kid.reference_seed"] = self.reference.seed
+                found[f"{name}.reference_kept"] = len(self.reference.sample)
+                found[f"{name}.reference_seed"] = self.reference.seed
         if self._score is not None:
             found["inception_score.splits"] = self._score.num_splits
             found["inception_score.seed"] = self.seed
@@ -199,21 +220,38 @@ class FeatureMeasures:
         return Found(name="fid", value=value, unit="", num_images=self._count, note=note)
 
     def _kid(self) -> Found:
-        assert self._sample is not None, "made with the name kid"
+        x, y = self._kept()
+        value, spread, note = None, None, "needs at least 2 images"
+        if min(len(x), len(y)) >= 2:
+            value, spread = kernel_distance(x, y, seed=self.seed)
+            size = min(SUBSET_SIZE, len(x), len(y))
+            subsets = "one subset" if spread is None else f"{NUM_SUBSETS} subsets"
+            note = f"{subsets} of {size:,} from {len(x):,} kept of {self._count:,} images"
+        return Found(
+            name="kid", value=value, unit="", num_images=self._count, spread=spread, note=note
+        )
+
+    def _shares(self) -> dict[str, Found]:
+        """Return precision and recall, which are computed together."""
+        images, others = self._kept()
+        values: tuple[float | None, float | None] = (None, None)
+        note = f"needs at least {NEIGHBOURS + 1} images"
+        if min(len(images), len(others)) > NEIGHBOURS:
+            values = precision_recall(others, images)
+            note = f"k = {NEIGHBOURS}, {len(images):,} images against {len(others):,}"
+        return {
+            name: Found(name=name, value=value, unit="", num_images=self._count, note=note)
+            for name, value in zip(("precision", "recall"), values, strict=True)
+        }
+
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        """Return the features that are kept, of the images and of what they are compared with."""
+        assert self._sample is not None, "made with a name of KEEPING"
         if self.reference is None:
             x, y = self._sample.rows().chunk(2, 1)
         else:
             x, y = self._sample.rows(), self.reference.sample
-        value, spread, note = None, None, "needs at least 2 images"
-        if min(len(x), len(y)) >= 2:
-            x, y = x.to(self.features.device), y.to(self.features.device)
-            value, spread = kernel_distance(x, y, seed=self.seed)
-            size = min(SUBSET_SIZE, len(x), len(y))
-            subsets = "one subset" if spread is None else f"{NUM_SUBSETS} subsets"
-            note = f"{subsets} of {size:,} from {len(x):,} kept of {self._sample.seen:,} images"
-        return Found(
-            name="kid", value=value, unit="", num_images=self._count, spread=spread, note=note
-        )
+        return x.to(self.features.device), y.to(self.features.device)
 
     def _inception_score(self) -> Found:
         assert self._score is not None, "made with the name inception_score"
@@ -235,11 +273,12 @@ class FeatureMeasures:
         if self.reference is None:
             return
         self.reference.check(self.features)
-        if "kid" in self.names:
+        keeping = [name for name in KEEPING if name in self.names]
+        if keeping:
             require(
                 len(self.reference.sample) >= 2,
                 "reference.sample=0",
-                "this file holds no features for KID; make it with --kept 10000",
+                f"this file holds no features for {', '.join(keeping)}; make it with --kept 10000",
             )
 
 

@@ -1,4 +1,6 @@
-"""Measures of whole image sets: FID, KID, Inception Score, LPIPS; one surface for the evaluator.
+"""Measures of whole image sets: FID, KID, precision and recall, Inception Score, LPIPS.
+
+One surface for the evaluator.
 
 Each keeps sums or a bounded number of feature vectors, so that memory does not grow with the set,
 and several processes add theirs up with `reduce()`.
@@ -19,15 +21,24 @@ from vqkit.config.core import check_choice
 
 Resize = Literal["clean", "legacy", "adm", "cvq"]
 """How images are brought to the 299×299 pixels of the network (`vqkit.metrics.resizing`)."""
-NAMES: Final = ("fid", "kid", "inception_score", "lpips_vgg", "lpips_alex")
+NAMES: Final = (
+    *("fid", "kid", "precision", "recall"),
+    *("inception_score", "lpips_vgg", "lpips_alex"),
+)
 """Measures that `make_measures` knows."""
 _NETWORKS: Final = {
     "fid": "inception",
     "kid": "inception",
+    "precision": "inception",
+    "recall": "inception",
     "inception_score": "inception",
     "lpips_vgg": "vgg16",
     "lpips_alex": "alexnet",
 }
+COMPARING: Final = ("fid", "kid", "precision", "recall")
+"""Measures of two sets of images, of which the second may be a file of `vqkit reference`."""
+KEEPING: Final = ("kid", "precision", "recall")
+"""Measures that keep feature vectors, and so need a reference that holds some."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +90,7 @@ def make_measure(
 
     Args:
         name: one of `NAMES`.
-        reference: file of `vqkit reference` to compare with (FID, KID); None: the originals.
+        reference: file of `vqkit reference` to compare with (`COMPARING`); None: the originals.
         weights: file of the network; None: found as `vqkit.weights` says.
         resize: how images come to the size of Inception; LPIPS resizes nothing.
         device: where networks run.
@@ -122,8 +133,9 @@ def make_measures(
     measures: list[SetMeasure] = []
     on_features = [name for name in names if _NETWORKS[name] == "inception"]
     if reference is not None:
-        used = "fid" in on_features or "kid" in on_features
-        require(used, f"reference={reference}", "only fid and kid compare with a reference")
+        used = any(name in COMPARING for name in on_features)
+        message = f"only {', '.join(COMPARING)} compare with a reference"
+        require(used, f"reference={reference}", message)
     if on_features:
         known = None if reference is None else Reference.read(reference)
         features = load_features(files.get("inception"), resize=resize, device=device)

@@ -94,10 +94,11 @@ class Reference:
         return digest.hexdigest()
 
     def check(self, features: Features) -> None:
-        """Raise `ValueError` unless these statistics came from the same network and resize mode."""
+        """Raise `ValueError` unless these came from the same network, resize mode and layer."""
         for name, mine, other in (
             ("resize", self.resize, features.resize),
             ("network", self.network[:12], features.sha256[:12]),
+            ("dim", len(self.gaussian.mean), features.dim),
         ):
             require(
                 mine == other,

@@ -1,4 +1,4 @@
-"""A protocol as one line of words, for the notes below tables."""
+"""Words for the notes below tables: a protocol in one line, a share in percent."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def describe(protocol: Protocol) -> str:
         halo = "the receptive field" if protocol.halo is None else f"{protocol.halo} pixels"
         parts.append(f"in tiles of {protocol.tile} pixels with a halo of {halo}")
     return ", ".join(parts)
+
+
+def percent(share: float, *, unit: str = " %") -> str:
+    """Write a share in [0, 1] as `97.3 %`; never `100 %` for one that is not whole."""
+    return f"100{unit}" if share == 1 else f"{min(100 * share, 99.9):.1f}{unit}"
 
 
 def _pixels(protocol: Protocol) -> str:

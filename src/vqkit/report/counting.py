@@ -46,6 +46,8 @@ class RunCounts:
     num_images: int
     of_images: int
     """Images of the set."""
+    images: str = ""
+    """Fingerprint of the set."""
 
 
 def count_codes(
@@ -80,7 +82,9 @@ def count_codes(
         )
         for name, num_codes, members, tally in zip(names, sizes, owners, tallies, strict=True)
     )
-    return RunCounts(books=books, num_images=done, of_images=len(images))
+    return RunCounts(
+        books=books, num_images=done, of_images=len(images), images=images.fingerprint()
+    )
 
 
 def _shared(name: str, segments: tuple[str, ...], tally: Counts) -> tuple[int, ...]:

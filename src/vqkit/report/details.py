@@ -231,6 +231,8 @@ def _provenance(run: Run) -> Facts:
     facts: dict[str, Any] = {
         "place": run.place,
         "last written (date of the file)": run.written and f"{run.written:%Y-%m-%d %H:%M} UTC",
+        "started": result.get("started"),
+        "ended": result.get("ended"),
         "steps": result.get("steps"),
         "seed": seed,
         "git revision": machine.get("git_revision") or (machine and "not recorded"),
@@ -248,14 +250,20 @@ def _provenance(run: Run) -> Facts:
 
 
 def _commands(run: Run) -> list[str]:
-    """What trains and measures a run again; nothing for what is no training."""
+    """What trains and measures a run again, as it was typed where that is recorded.
+
+    Nothing for what is no training.
+    """
     if run.settings is None or not run.place:
         return []
     settings = str(Path(run.place) / "config.json")
-    return [
-        shlex.join(["vqkit", "train", "--config", settings, "--out", "runs/again"]),
-        shlex.join(["vqkit", "evaluate", run.place]),
-    ]
+    again = ["vqkit", "train", "--config", settings, "--out", "runs/again"]
+    plain = ["vqkit", "evaluate", run.place]
+    facts = (run.result or {}, *(one.machine for one in run.evaluations))
+    typed = [found.get("command") for found in facts]
+    trained, *measured = (words if isinstance(words, list) else None for words in typed)
+    commands = [trained, again, *(words or plain for words in measured or [None])]
+    return list(dict.fromkeys(shlex.join(map(str, words)) for words in commands if words))
 
 
 def missing_section(runs: Sequence[Run]) -> Markup | None:

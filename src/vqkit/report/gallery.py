@@ -17,7 +17,6 @@ from vqkit.report.pictures import (
     error_uri,
     palette,
 )
-from vqkit.report.quality import value_of
 from vqkit.report.runs import Run
 
 ORIGINAL = "original"
@@ -173,6 +172,7 @@ def _strip(
     for place, (i, run) in enumerate(shown, start=1):
         error = picture.error(run.name)
         said = _decibels(picture.psnr[run.name])
+        rate = f" at {picture.rates[run.name]:.3g} bits/pixel"
         alt = f"{picture.name} through {run.name}, PSNR {said}"
         error_alt = (
             f"error map of {run.name}: {float(error.mean()):.3g} of 255 on average, "
@@ -184,7 +184,7 @@ def _strip(
                 "figure",
                 tag("img", src=image, alt=alt, data_version=place, data_said=said, **size),
                 tag("img", src=one.errors[run.name], alt=error_alt, title=error_alt, **size),
-                tag("figcaption", tag("b", named(i, run.name)), tag("span", said, _rate(run))),
+                tag("figcaption", tag("b", named(i, run.name)), tag("span", said, rate)),
             )
         )
     look = "strip small" if max(height, width) <= 96 else "strip"
@@ -193,8 +193,3 @@ def _strip(
 
 def _decibels(value: float) -> str:
     return "exact" if math.isinf(value) else f"{value:.2f} dB"
-
-
-def _rate(run: Run) -> str:
-    rate = None if run.evaluation is None else value_of(run.evaluation, "rate")
-    return "" if rate is None else f" at {rate:.3g} bits/pixel"

@@ -18,6 +18,7 @@ from vqkit.models.files import write_beside
 from vqkit.report import details
 from vqkit.report.axes import named
 from vqkit.report.counting import RunCounts, count_codes
+from vqkit.report.curves import Result, curves_section
 from vqkit.report.gallery import gallery_section
 from vqkit.report.headline import headline
 from vqkit.report.markup import Markup, escaped, joined, tag
@@ -52,6 +53,7 @@ def write_report(
     images: ImageSet | None = None,
     pictures: ImageSet | None = None,
     num_pictures: int = MAX_PICTURES,
+    curves: Sequence[Result] = (),
     title: str = TITLE,
     note: str = "",
     command: str = "",
@@ -66,6 +68,7 @@ def write_report(
         images: what codes are counted on; None counts none.
         pictures: what is shown, the first ones; None shows `images`.
         num_pictures: how many at most; fewer if the page would become too large.
+        curves: of `vqkit rate-distortion`, from `read_rate_distortion`.
         title: of the page.
         note: a sentence that a reader must not miss, below the title.
         command: what was typed, for the foot of the page.
@@ -89,7 +92,7 @@ def write_report(
             progress=None if progress is None else lambda name: progress(f"pictures of {name}"),
         )
     counts = {} if images is None else _count(told, images, progress)
-    body = _body(told, gallery, counts, title=title, note=note)
+    body = _body(told, gallery, counts, curves_section(curves), title=title, note=note)
     content = _page(body, title, _foot(command, now or datetime.now(UTC))).encode()
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +118,7 @@ def _body(
     runs: Sequence[Run],
     gallery: Gallery | None,
     counts: Mapping[str, RunCounts],
+    curves: Markup | None,
     *,
     title: str,
     note: str,
@@ -132,6 +136,8 @@ def _body(
         ("settings", "Settings that differ", details.settings_section(runs)),
         ("provenance", "Provenance", details.provenance_section(runs)),
     ]
+    if curves is not None:
+        sections.insert(2, ("curves", "Beside other codecs", curves))
     translated = rosetta_section(runs)
     if translated is not None:
         sections.insert(1, ("protocols", "Other protocols", translated))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,6 +50,8 @@ class Picture:
     """Run → (C, H, W) uint8."""
     psnr: dict[str, float]
     """Run → dB of the whole image; infinite where it is exact."""
+    rates: dict[str, float]
+    """Run → nominal bits per pixel of the whole image."""
 
     def error(self, run: str) -> Tensor:
         """Absolute difference from the original, mean over channels, (H, W) in 0 to 255."""
@@ -105,8 +107,9 @@ def make_gallery(
             told[-1] = run.lacks(f"it makes no pictures ({error}).")
     if not rebuilt or not originals:
         return None, told
+    models = {run.name: run.tokenizer for run in runs if run.tokenizer and run.name in rebuilt}
     pictures = tuple(
-        _picture(images.name(i), image, {name: found[i] for name, found in rebuilt.items()})
+        _picture(images.name(i), image, {name: found[i] for name, found in rebuilt.items()}, models)
         for i, image in enumerate(originals)
     )
     errors = torch.cat([p.error(run).flatten() for p in pictures for run in rebuilt])
@@ -148,14 +151,21 @@ def _uri(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _picture(name: str, original: Tensor, rebuilt: dict[str, Tensor]) -> Picture:
+def _picture(
+    name: str,
+    original: Tensor,
+    rebuilt: dict[str, Tensor],
+    models: Mapping[str, ImageTokenizer],
+) -> Picture:
     height, width = original.shape[-2:]
+    pixels = height * width
     return Picture(
         name=name,
         size=(height, width),
         original=_cut(original),
         rebuilt={run: _cut(image) for run, image in rebuilt.items()},
         psnr={run: float(psnr(image[None], original[None])[0]) for run, image in rebuilt.items()},
+        rates={run: m.bits_per_image(height, width) / pixels for run, m in models.items()},
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vqkit.analysis.figures import percent
 from vqkit.evaluation import Evaluation
+from vqkit.metrics.wording import percent
 from vqkit.report.axes import named
 from vqkit.report.markup import Content, Markup, heading, joined, tag
 from vqkit.report.plots import RatePoint, rate_distortion

@@ -12,14 +12,13 @@ from vqkit.report.runs import Run
 
 
 def rosetta_section(runs: Sequence[Run]) -> Markup | None:
-    """Draw a table for every run that has a `rosetta.json`; None if none has."""
-    tables = [_table(i, run, run.rosetta) for i, run in enumerate(runs) if run.rosetta is not None]
+    """Draw a table for every `rosetta.json` of every run; None if there is none."""
+    tables = [_table(i, run, one) for i, run in enumerate(runs) for one in run.rosettas]
     if not tables:
         return None
     listed: dict[str, str] = {}
-    for run in runs:
-        for one in (run.rosetta or {}).get("protocols", []):
-            listed[one["id"]] = one["measures"]
+    for found in (one for run in runs for one in run.rosettas):
+        listed |= {one["id"]: one["measures"] for one in found["protocols"]}
     meanings = [tag("li", tag("code", name), f" {words}.") for name, words in listed.items()]
     lead = (
         "Each table measures one and the same set of reconstructions as several papers do. In "

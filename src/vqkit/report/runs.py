@@ -46,8 +46,9 @@ class Run:
     """The usual one, of the default protocol on the run's images; None if it was not measured."""
     others: tuple[Evaluation, ...] = ()
     """Measured differently or on other images: rows of the table, and nothing else."""
-    rosetta: dict[str, Any] | None = None
-    """`rosetta.json`: the same reconstructions under every known protocol, with all its parts."""
+    rosettas: tuple[dict[str, Any], ...] = ()
+    """`rosetta.json` and `rosetta-<id>.json`: the same reconstructions under every known protocol,
+    with all their parts."""
     tokenizer: ImageTokenizer | None = None
     """In evaluation mode."""
     written: datetime | None = None
@@ -91,6 +92,8 @@ def read_run(place: str | Path, tokenizer: ImageTokenizer | None = None) -> Run:
             missing=(missing,),
         )
     settings = _json(path / "config.json")
+    if settings is None and (path / "config.json").is_file():
+        raise ValueError(f"run={place}: its config.json is damaged; restore it, or leave it out")
     if settings is None:
         raise ValueError(
             f"run={place}: is no folder of a run or a tokenizer, and no evaluation; name one"
@@ -100,6 +103,23 @@ def read_run(place: str | Path, tokenizer: ImageTokenizer | None = None) -> Run:
     if not {"quantizer", "optim"} <= settings.keys():
         raise ValueError(f"run={place}: its config.json is not of vqkit; name a folder of vqkit")
     return _training_folder(place, path, settings, tokenizer)
+
+
+def of_images(run: Run, fingerprint: str) -> Run:
+    """Return a run whose usual evaluation is of these images; None if it has none of them.
+
+    One of the default protocol on other images becomes a row of the table.
+    """
+    usual = run.evaluation
+    if usual is not None and usual.protocol.reference == fingerprint:
+        return run
+    wanted = replace(DEFAULT, reference=fingerprint)
+    alike = (
+        one for one in run.others if replace(one.protocol, num_images=None, measures="") == wanted
+    )
+    found = next(alike, None)
+    others = tuple(one for one in run.evaluations if one is not found)
+    return replace(run, evaluation=found, others=others)
 
 
 def distinct(runs: Sequence[Run]) -> list[Run]:
@@ -144,7 +164,7 @@ def _training_folder(
         except (ValueError, OSError) as error:
             missing.append(f"its tokenizer cannot be loaded ({error}): no pictures.")
     usual, others, damaged = _evaluations(path)
-    translated, broken = _rosetta(path)
+    translated, broken = _rosettas(path)
     return Run(
         name=str(settings.get("name") or path.name),
         place=str(place),
@@ -153,7 +173,7 @@ def _training_folder(
         result=result,
         evaluation=usual,
         others=others,
-        rosetta=translated,
+        rosettas=translated,
         tokenizer=None if tokenizer is None else tokenizer.eval(),
         written=_date(path / "result.json") or _date(path / "log.jsonl"),
         missing=(*missing, *damaged, *broken),
@@ -198,12 +218,23 @@ def _evaluations(path: Path) -> tuple[Evaluation | None, tuple[Evaluation, ...],
     return usual, tuple(others), damaged
 
 
-def _rosetta(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read `rosetta.json` and look through the parts of it that the page shows."""
-    file = path / "rosetta.json"
-    if not file.is_file():
-        return None, []
-    values = _json(file) or {}
+def _rosettas(path: Path) -> tuple[tuple[dict[str, Any], ...], list[str]]:
+    """Read the files of `vqkit evaluate --rosetta`, and say which are damaged."""
+    found, damaged = [], []
+    for file in [path / "rosetta.json", *sorted(path.glob("rosetta-*.json"))]:
+        if file.is_file():
+            values = _json(file) or {}
+            damage = _damage(values)
+            if damage:
+                again = "run `vqkit evaluate --rosetta` again"
+                damaged.append(f"{file.name} is passed over ({damage}); {again}.")
+            else:
+                found.append(values)
+    return tuple(found), damaged
+
+
+def _damage(values: dict[str, Any]) -> str:
+    """Look through the parts of a `rosetta.json` that the page shows; "" if they are there."""
     try:
         if values.get("format") != ROSETTA:
             raise ValueError(f"format={values.get('format')!r}: expected {ROSETTA!r}")
@@ -214,10 +245,8 @@ def _rosetta(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
             for cell in filter(None, row["cells"].values()):
                 _check_types(cell, value=(int, float, NoneType), deviation=(int, float, NoneType))
     except (KeyError, TypeError, ValueError) as error:
-        what = f"{error} is not there" if isinstance(error, KeyError) else error
-        again = "run `vqkit evaluate --rosetta` again"
-        return None, [f"rosetta.json is passed over ({what}); {again}."]
-    return values, []
+        return f"{error} is not there" if isinstance(error, KeyError) else str(error)
+    return ""
 
 
 def _check_types(values: dict[str, Any], **kinds: type | tuple[type, ...]) -> None:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from vqkit.analysis.figures import percent
 from vqkit.metrics import CodeStatistics
+from vqkit.metrics.wording import percent
 from vqkit.report.axes import named
 from vqkit.report.counting import BookCounts, RunCounts
 from vqkit.report.markup import Markup, joined, tag
@@ -62,6 +62,8 @@ def _card(number: int, run: Run, counted: RunCounts | None) -> Markup | None:
             title = f"{len(found.slots)} slots, each on its own"
             parts.append(_bars(title, found.slot_names, found.slots))
     if counted is not None:
+        if found is not None and found.protocol.reference != counted.images:
+            parts.append(tag("p", "Bars and curves are of different images.", class_="note"))
         parts.append(_draws(number, run.name, counted))
         parts += [_sharing(book) for book in counted.books[:MAX_CURVES] if len(book.shared) > 2]
     return tag("div", *parts, class_="card")

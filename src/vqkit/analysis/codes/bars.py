@@ -15,10 +15,10 @@ from vqkit.analysis.figures import (
     draw_pixels,
     finish,
     new_figure,
-    percent,
 )
 from vqkit.analysis.frequency import BookFrequency, Frequency
 from vqkit.config import require
+from vqkit.metrics.wording import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,10 @@ from vqkit.analysis.figures import (
     draw_draws,
     finish,
     new_figure,
-    percent,
     sizes_text,
     whole_numbers,
 )
+from vqkit.metrics.wording import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -93,11 +93,14 @@ def _disagreement(lines: Sequence[Line], groups: Sequence[_Group]) -> Finding:
 
 
 def _not_printed(groups: Sequence[_Group]) -> Iterator[str]:
-    """Name the settings of deviating rows that stand elsewhere in the source."""
+    """Name the settings of deviating rows that stand elsewhere in the source, each row once."""
+    told = set()
     for group in groups:
         usual = max((cell.printed for _, cell in group.members), key=_counted(group))
         for line, cell in group.members:
-            if cell.printed != usual and line.row.not_printed:
+            deviates = cell.printed != usual and line.row.not_printed
+            if deviates and line.row_key not in told:
+                told.add(line.row_key)
                 yield f"not in the row {line.row_key} itself: {', '.join(line.row.not_printed)}"
 
 
