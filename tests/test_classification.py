@@ -266,6 +266,7 @@ def test_the_commands_train_and_compare(place, tmp_path, capsys):
     assert main(["classify", "evaluate", runs[0]]) == 2  # it held nothing out
     assert main(["classify", "evaluate", runs[0], "--tokens", str(place / "foreign")]) == 2
     assert main(["classify", "evaluate", str(place / "train")]) == 2
+    assert main(["classify", "evaluate", *runs, *tokens, "--device", "nonsense"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -71,6 +71,15 @@ def test_samples_of_tars_are_images_with_class_and_caption(tars):
     assert len(load_images(web(tars / "train-1.tar"))) == 4
 
 
+def test_samples_of_tars_without_a_class_keep_those_of_the_others(tmp_path):
+    members = [*samples(range(2)), *samples([2], classes=False), *samples([3])]
+    write_tar(tmp_path / "some.tar", members)
+    expected = [*CLASSES[:2], -1, CLASSES[3]]
+    assert load_images(web(tmp_path / "some.tar")).labels.tolist() == expected
+    write_tar(tmp_path / "none.tar", samples(range(2), classes=False))
+    assert load_images(web(tmp_path / "none.tar")).labels is None
+
+
 def test_large_images_of_tars_stay_there_until_they_are_read(tmp_path):
     pixels = random_pixels(3, 3, 140, 150)
     write_tar(tmp_path / "a.tar", [(f"{i}.png", encoded(pixels[i])) for i in range(3)])
@@ -195,6 +204,20 @@ def test_tokens_of_a_stream_are_those_of_its_images(rows, tmp_path):
     write_token_set(model, hugging(rows), again, **options)
     shards = {name: data for name, data in contents(again).items() if ".parquet" in name}
     assert shards == {name: data for name, data in whole.items() if ".parquet" in name}
+
+
+def test_columns_of_other_types_are_no_classes_and_captions(tmp_path):
+    """Names of classes as text, several captions an image: nothing that a token set can hold."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"bytes": encoded(one), "path": None} for one in PIXELS[:2]]
+    columns = {"image": rows, "label": ["cat", "dog"], "caption": [["a", "b"], ["c"]]}
+    (tmp_path / "rows").mkdir()
+    parquet.write_table(arrow.table(columns), tmp_path / "rows" / "train.parquet")
+    images = load_images(hugging(tmp_path / "rows"))
+    assert torch.equal(images.image(1), PIXELS[1])
+    assert not images.labelled
+    assert not images.captioned
 
 
 def _interrupted(*_):

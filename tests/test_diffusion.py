@@ -78,6 +78,45 @@ def test_noise_is_what_is_predicted():
     assert model.network.seen[0][1].tolist() == [0.0, 400.0, 900.0]
 
 
+def test_velocity_is_what_is_predicted():
+    """With φ = arccos √kept, x(φ) = cos φ · x + sin φ · noise; the velocity is dx/dφ."""
+    process = GaussianProcess(steps=10, beta_end=0.4, predicts="velocity")
+    model = small(process=process)
+    model.network = Fixed(lambda x, t, y: 2 * x)
+    latents, noise = normal(3, 3, 4, 6), normal(3, 3, 4, 6, seed=1)
+    steps = torch.tensor([0, 4, 9])
+    loss = gaussian_losses(model, process, latents, torch.zeros(3).long(), noise, steps)["loss"]
+    errors = []
+    for i, t in enumerate(steps.tolist()):
+        angle = noise_levels(process)[t].sqrt().arccos()
+        ahead, behind = (
+            (angle + h).cos() * latents[i].double() + (angle + h).sin() * noise[i].double()
+            for h in (1e-5, -1e-5)
+        )
+        x_t = angle.cos() * latents[i] + angle.sin() * noise[i]
+        errors.append((2 * x_t - (ahead - behind) / 2e-5).square().mean().float())
+    torch.testing.assert_close(loss, torch.stack(errors).mean())
+
+
+def test_the_bound_is_that_of_the_noise_in_a_velocity():
+    latents, noise = normal(2, 3, 4, 6), normal(2, 3, 4, 6, seed=1)
+    share = normal(2, 3, 4, 6, seed=2)
+    steps, labels, bounds = torch.tensor([2, 7]), torch.zeros(2).long(), []
+    for predicts in ("noise", "velocity"):
+        process = GaussianProcess(steps=10, beta_end=0.4, variance="learned", predicts=predicts)
+        kept = noise_levels(process).float()[steps][:, None, None, None]
+        guess = 0.5 * noise
+        if predicts == "velocity":
+            noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+            guess = (guess - (1 - kept).sqrt() * noisy) / kept.sqrt()
+        model = small(process=process)
+        model.network = Fixed(lambda x, t, y, guess=guess: torch.cat([guess, share], dim=1))
+        losses = gaussian_losses(model, process, latents, labels, noise, steps)
+        bounds.append(losses["variance_bound"])
+        assert losses["loss"] == losses[f"{predicts}_error"] + bounds[-1]
+    torch.testing.assert_close(*bounds)
+
+
 @pytest.mark.parametrize("step", [1, 4, 9])
 def test_variance_bound_is_the_divergence_of_two_normals(step):
     """KL by torch, of the posterior as in DDPM's equations 6 and 7."""
@@ -227,6 +266,7 @@ def test_small_recipes_are_small_and_survive_json(name):
         (lambda: UNetNetwork(attention=(True,)), "for each of the 2 levels"),
         (lambda: UNetNetwork(channels=(48, 96)), "model.network.channels=48: must be a multiple"),
         (lambda: GaussianProcess(beta_start=0.0), "0 < beta_start"),
+        (lambda: GaussianProcess(predicts="x"), "model.process.predicts='x': expected one of"),
         (lambda: DiffusionConfig(label_dropout=1.0), "model.label_dropout=1.0"),
         (lambda: DiffusionSampling(scheduler="ddmp"), "scheduler='ddmp': expected one of"),
         (lambda: DiffusionSampling(eta=1.0), "is a setting of scheduler='ddim'"),

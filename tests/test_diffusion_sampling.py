@@ -45,12 +45,25 @@ def noise_of_normal(process):
     return predict
 
 
+def velocity_in_steps(process):
+    """The same as a velocity: (√kept · x(t) - latent) / √(1 - kept), latent as the noise says."""
+    levels, noise = noise_levels(process).float(), noise_of_normal(process)
+
+    def predict(x, times, labels):
+        kept = levels[(times * process.steps / 1000).round().long()][:, None, None, None]
+        latent = (x - (1 - kept).sqrt() * noise(x, times, labels)) / kept.sqrt()
+        return (kept.sqrt() * x - latent) / (1 - kept).sqrt()
+
+    return predict
+
+
 def perfect(process):
     model = small(DIT, process, channels=4, grid=(8, 8))
     if isinstance(process, FlowProcess):
         model.network = Fixed(lambda x, t, y: velocity_of_normal(x, t / 1000))
     else:
-        model.network = Fixed(noise_of_normal(process))
+        right = velocity_in_steps if process.predicts == "velocity" else noise_of_normal
+        model.network = Fixed(right(process))
     return model
 
 
@@ -84,6 +97,16 @@ def test_a_perfect_model_gives_the_distribution(scheduler, steps, settings):
     assert found.std().item() == pytest.approx(SPREAD, abs=0.03)
     lag = (found[..., 1:] - MEAN) * (found[..., :-1] - MEAN)
     assert lag.mean().item() == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize("scheduler", GAUSSIAN_SCHEDULERS)
+def test_noise_and_velocity_give_the_same_samples(scheduler):
+    settings = {"steps": 20, "eta": 0.5 if scheduler == "ddim" else 0.0, "scheduler": scheduler}
+    found = [
+        draw(perfect(GaussianProcess(steps=400, beta_end=0.05, predicts=predicts)), 3, **settings)
+        for predicts in ("noise", "velocity")
+    ]
+    torch.testing.assert_close(*found, atol=2e-3, rtol=1e-3)
 
 
 def test_an_ode_takes_noise_where_it_belongs():

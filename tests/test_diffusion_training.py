@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from vqkit.config import (
     DataConfig,
     GeneratorRun,
+    GPTSampling,
     LogConfig,
     NetworkConfig,
     OptimConfig,
@@ -171,6 +173,11 @@ def test_bad_requests(tokens, tokenizer, tmp_path):
         made.sample(other, torch.tensor([0]), seed=0)
     with pytest.raises(ValueError, match="start=-1"):
         made.sample(tokenizer, torch.tensor([0]), seed=0, start=-1)
+    with pytest.raises(ValueError, match="sampling=GPTSampling: this generator is a diffusion"):
+        made.sample(tokenizer, torch.tensor([0]), seed=0, sampling=GPTSampling())
+    made.network.config = replace(made.network.config, label_dropout=0.0)
+    with pytest.raises(ValueError, match="labels=None: this generator never saw a hidden class"):
+        made.sample(tokenizer, seed=0, count=1)
 
 
 def test_a_damaged_generator_is_refused(tokens, tmp_path):
@@ -192,6 +199,9 @@ def test_token_sets_that_do_not_fit(tokenizer, tmp_path):
     write_token_set(tokenizer, images(), tmp_path / "ids", progress=False)
     with pytest.raises(ValueError, match="holds no latents"):
         train(run_of(tmp_path / "ids"), tmp_path / "run")
+    write_token_set(tokenizer, images(), tmp_path / "all", latents=True, progress=False)
+    with pytest.raises(ValueError, match="held_out: this token set holds no latents"):
+        train(replace(run_of(tmp_path / "all"), held_out=str(tmp_path / "ids")), tmp_path / "run")
     write_token_set(tokenizer, images(classes=0), tmp_path / "plain", latents=True, progress=False)
     with pytest.raises(ValueError, match="has no labels"):
         train(run_of(tmp_path / "plain"), tmp_path / "run")

@@ -7,7 +7,10 @@ import pytest
 import torch
 from measure_cases import DIM, pictures, small
 from PIL import Image
+from torch.nn import BatchNorm2d
 
+from vqkit.classification import pixels
+from vqkit.classification.pixels import PixelClassifier, PixelNetwork
 from vqkit.cli import main
 from vqkit.cli.score import _check_names
 from vqkit.config import DataConfig
@@ -22,6 +25,7 @@ from vqkit.metrics.features import FeatureMeasures
 from vqkit.metrics.frechet import Moments, frechet_distance
 from vqkit.metrics.precision_recall import precision_recall
 from vqkit.metrics.reference import Reference
+from vqkit.models.discriminator import SyncedBatchNorm
 
 
 def naive_share(rows, centres, k):
@@ -247,6 +251,22 @@ def test_names_of_classes_must_agree():
 TRAINING = ["--network.width", "8", "--network.halvings", "1", "--optim.num_steps", "60"]
 TRAINING += ["--optim.batch_size", "12", "--shift", "0"]
 TRAINING += ["--log.checkpoint_every", "60"]
+
+
+def test_a_classifier_of_pixels_counts_alike_on_all_processes():
+    """Statistics of a process's own images would set the processes apart, which ends a run."""
+    norms = [m for m in PixelClassifier(PixelNetwork(), 3).modules() if isinstance(m, BatchNorm2d)]
+    assert len(norms) == 3
+    assert all(isinstance(norm, SyncedBatchNorm) for norm in norms)
+
+
+def test_images_without_a_class_among_others_teach_no_classifier(tmp_path):
+    for label in range(2):
+        write(tmp_path, bright(1, label, seed=label), str(label))
+    images = load_images(DataConfig(source="folder", path=str(tmp_path)))
+    images.labels[0] = -1
+    with pytest.raises(ValueError, match=r"^data: some images have no label"):
+        pixels._labels(images, "data")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -66,6 +67,15 @@ def sets(tmp_path_factory):
     write_token_set(one, data, base / "one", progress=False)
     write_token_set(one, held, base / "one_held", progress=False)
     write_token_set(two, data, base / "two", progress=False)
+    other, plain = write_bands(base / "other", count=9, shift=2), base / "plain"
+    (base / "other" / "class0").rename(base / "other" / "class9")
+    write_token_set(one, other, base / "one_other", progress=False)
+    write_bands(plain / "parts", count=9, shift=3)
+    for place in sorted(plain.glob("parts/*/*.png")):
+        place.rename(plain / place.name)
+    shutil.rmtree(plain / "parts")
+    flat = DataConfig(source="folder", path=str(plain), channels=1)
+    write_token_set(one, flat, base / "one_plain", progress=False)
     return {"base": base, "one": one, "two": two}
 
 
@@ -151,6 +161,10 @@ def test_requests_are_checked(sets, tmp_path):
         made.sample(one, labels, seed=-1)
     with pytest.raises(ValueError, match="sampling=str: this generator is a GPT"):
         made.sample(one, labels, seed=0, sampling="greedy")
+    assert made.sample(one, seed=0, count=1).shape == (1, 3, 3, 1)
+    made.config = replace(made.config, label_dropout=0.0)
+    with pytest.raises(ValueError, match="labels=None: this generator never saw a hidden class"):
+        made.sample(one, seed=0, count=1)
     (tmp_path / "generator" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="is truncated"):
         load_generator(tmp_path)
@@ -170,6 +184,12 @@ def test_token_sets_are_checked(sets, tmp_path):
     refused("model.slots=None with 2 tokens per position: choose", tokens="two")
     refused("is a token set of another tokenizer than tokens", held_out=str(base / "two"))
     refused("held_out: is the token set that is trained on", held_out=str(base / "one"))
+    refused("held_out: numbers its classes otherwise", held_out=str(base / "one_other"))
+    refused("held_out: has images without a class", held_out=str(base / "one_plain"))
+    refused("model.conditional=true: this token set has no labels", tokens="one_plain")
+    some = SimpleNamespace(grid=(3, 3), num_classes=2, all_labels=np.array([1, -1]))
+    with pytest.raises(ValueError, match=r"true: some images of this token set have no class"):
+        card_of(some, conditional=True)
     with pytest.raises(ValueError, match=r"model.conditional=true: this token set has no labels"):
         card_of(SimpleNamespace(grid=(3, 3), num_classes=0), conditional=True)
     with pytest.raises(ValueError, match="its images have grids of several sizes"):

@@ -15,7 +15,7 @@ from vqkit.config import DataConfig
 from vqkit.data import load_images
 from vqkit.data.stream import BatchStream
 from vqkit.tokens import TokenSet, TokenStream, tokenizer_hash, write_token_set
-from vqkit.tokens.sets import decoded_images, job, merge_token_sets
+from vqkit.tokens.sets import decoded_images, job, merge_token_sets, shards
 from vqkit.tokens.sets.layout import id_type
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -340,6 +340,11 @@ def test_a_broken_image_is_left_out_or_an_error(tmp_path):
     assert found.keys(range(6)) == [f"{i:02}.png" for i in (0, 1, 2, 4, 5, 6)]
     assert [name for name, _ in found.manifest["skipped"]] == ["03.png"]
     assert [shard["rows"] for shard in found.manifest["shards"]] == [3, 3]
+
+
+def test_shards_of_more_numbers_than_a_list_counts_are_refused():
+    with pytest.raises(ValueError, match=r"^shard_images=3: .* 2,147,483,649 numbers"):
+        shards._offsets(np.array([2**30, 2**30, 1]))
 
 
 def test_latents_that_no_file_holds_are_refused(tmp_path):

@@ -86,6 +86,21 @@ def test_worker_processes_write_what_one_process_writes(images, whole, tmp_path)
     assert contents(tmp_path / "two") == whole
 
 
+def test_a_kill_before_the_manifest_leaves_nothing_to_deal(images, whole, tmp_path, monkeypatch):
+    """No engine is started for no shard: Ray refuses to start no actor."""
+    with monkeypatch.context() as patch:
+        patch.setattr("vqkit.tokens.sets.writing.complete", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(images, tmp_path / "out")
+    monkeypatch.setattr(on_ray, "run_on_ray", _killed)
+    run(images, tmp_path / "out", engine="ray")
+    assert contents(tmp_path / "out") == whole
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_command_which_goes_on(images, whole, tmp_path, monkeypatch):
     from vqkit.tokens.sets import workers

@@ -25,6 +25,7 @@ from vqkit.data import BatchStream, ImageSet, iterate_once, load_images, to_floa
 from vqkit.data.transforms import with_channels
 from vqkit.metrics.features import Features
 from vqkit.models import files
+from vqkit.models.discriminator import SyncedBatchNorm
 from vqkit.quantizers.ranks import rank, world_size
 from vqkit.training.fit import FitResult, fit
 
@@ -112,8 +113,7 @@ class PixelClassifier(nn.Module):
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
         """Return the class (B,) int64 that each image uint8 (B, 1 or 3, H, W) shows."""
-        device = self.last.weight.device
-        pixels = to_float(with_channels(images, self.network.channels)).to(device)
+        pixels = to_float(with_channels(images, self.network.channels)).to(self.last.weight.device)
         return self.logits(self(pixels)).argmax(1)
 
     def save(self, folder: Path) -> None:
@@ -269,13 +269,14 @@ def _labels(images: ImageSet, setting: str) -> dict[str, Tensor]:
     labels = images.labels
     require(labels is not None, setting, "these images have no labels; a classifier needs them")
     assert labels is not None  # for the type checker
+    require(int(labels.min()) >= 0, setting, "some images have no label (-1); leave them out")
     return {images.name(i): label for i, label in enumerate(labels)}
 
 
 def _block(channels: int, width: int, *, size: int, stride: int) -> list[nn.Module]:
     return [
         nn.Conv2d(channels, width, size, stride=stride, padding=size // 2, bias=False),
-        nn.BatchNorm2d(width),
+        SyncedBatchNorm(width),
         nn.ReLU(),
     ]
 
@@ -296,5 +297,4 @@ def _shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
 def _place(folder: str | Path) -> Path:
     """Return the folder of the classifier itself, given that or the folder of its run."""
     given = Path(folder).expanduser()
-    inside = given / PRODUCT
-    return inside if (inside / files.CONFIG).is_file() else given
+    return given / PRODUCT if (given / PRODUCT / files.CONFIG).is_file() else given

@@ -87,13 +87,18 @@ def evaluate_run(
         device: where to compute.
 
     Raises:
-        ValueError: no finished run there, or tokens of another tokenizer, grid or classes.
+        ValueError: no finished run there, tokens of another tokenizer, grid or classes, or a device
+            that torch refuses.
     """
     place = Path(folder).expanduser()
     run, steps = _finished(place)
     named = tokenizer or run.tokenizer
     assert named is not None  # it was trained
-    classifier = TokenClassifier.load(place).to(device)
+    classifier = TokenClassifier.load(place)
+    try:
+        classifier.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's way to refuse a device
+        raise ValueError(f"device={device!r}: {error}") from error
     maps = Maps(open_tokenizer(named), classifier.card.source)
     check_same_classes(tokens, classifier.card, maps, f"tokens={str(tokens.folder)!r}")
     learnt = sum(p.numel() for p in classifier.parameters() if p.requires_grad)

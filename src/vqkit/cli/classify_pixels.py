@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -41,10 +42,12 @@ def pixels(words: Sequence[str]) -> None:
         raise ValueError("data.source: no images are named; give --data.source and --data.path")
     run: PixelRun = from_dict(PixelRun, _settings(name or "pixels", given))
     out = Path(given.get("out", f"runs/{run.name}")).expanduser()
-    if given["fresh"]:
+    main = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, one cares and tells
+    if given["fresh"] and main:
         remove_run(out)
-    result = train_pixel_classifier(run, out)
-    last = result.log[-1]
+    last = train_pixel_classifier(run, out).log[-1]
+    if not main:
+        return
     share = last.get("validation/accuracy")
     read = "" if share is None else f", {100 * share:.2f} % of held-out images read right"
     say(f"trained {run.name}, {last['step']:,} steps{read} → {out}")

@@ -34,8 +34,8 @@ def load_streamed(config: DataConfig) -> ImageSet:
     """Images of the hub data set or local folder `config.path`, in the split `config.split`.
 
     Needs a column of images (`image`, `img`, `jpg` or `png`); a column `label` of whole numbers and
-    a `caption` or `text` are optional. How many images there are must be known: from the data set's
-    own card, from local parquet files, or as data.limit.
+    a `caption` or `text` of one string are optional. How many images there are must be known: from
+    the data set's own card, from local parquet files, or as data.limit.
     """
     try:
         import datasets
@@ -51,7 +51,11 @@ def load_streamed(config: DataConfig) -> ImageSet:
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{where}: datasets cannot read it ({error})") from error
     features = rows.features or {}
-    names = {kind: _first(features, wanted) for kind, wanted in _COLUMNS.items()}
+    names = {
+        "image": _first(features, _IMAGES),
+        "label": _first(features, _LABELS, "int", "uint"),
+        "caption": _first(features, _CAPTIONS, "string", "large_string"),
+    }
     require(
         names["image"] is not None,
         where,
@@ -72,11 +76,13 @@ def load_streamed(config: DataConfig) -> ImageSet:
     return StreamedImages(config, listing, rows, names)
 
 
-_COLUMNS = {"image": _IMAGES, "label": _LABELS, "caption": _CAPTIONS}
-
-
-def _first(features: Any, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in features), None)
+def _first(features: Any, names: Sequence[str], *kinds: str) -> str | None:
+    """Return the first of `names` that is a column, of a type that begins as one of `kinds`."""
+    for name in names:
+        kind = str(getattr(features.get(name), "dtype", ""))
+        if name in features and (not kinds or kind.startswith(kinds)):
+            return name
+    return None
 
 
 def _count(config: DataConfig, builder: Any, files: list[str]) -> int:

@@ -162,10 +162,10 @@ class _Index:
         return encoded.decode("utf-8", "replace").strip()
 
     def labels(self) -> torch.Tensor | None:
-        """Return all classes, if every sample has one."""
-        if _NO_CLASS in self.classes:
-            return None
-        return torch.tensor(self.classes, dtype=torch.int64)
+        """Return all classes, -1 for samples without; None if no sample has one."""
+        found = torch.tensor(self.classes, dtype=torch.int64)
+        without = found == _NO_CLASS
+        return None if bool(without.all()) else found.masked_fill(without, -1)
 
 
 def _class(encoded: bytes, name: str) -> int:

@@ -101,6 +101,14 @@ class Generator(ABC):
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @property
+    def knows_no_class(self) -> bool:
+        """Whether images of no class can be asked for: it has none, or they were hidden at times.
+
+        A subclass says so by the settings of its training.
+        """
+        return True
+
     def to(self, device: torch.device | str) -> Generator:
         """Move the network and return the generator."""
         self.network.to(device)
@@ -147,7 +155,8 @@ class Generator(ABC):
 
         Raises:
             ValueError: another tokenizer, labels that are no classes of this generator, classes
-                asked of one that knows none, or neither labels nor a count.
+                asked of one that knows none, no class of one that never saw it hidden, or neither
+            labels nor a count.
         """
         check_tokenizer(self.card, tokenizer)
         known = self.num_classes
@@ -155,6 +164,11 @@ class Generator(ABC):
             require(count is not None, "labels=None", "say how many images: count=")
             assert count is not None  # for the type checker
             require(count >= 1, f"count={count}", "must be at least 1")
+            require(
+                self.knows_no_class,
+                "labels=None",
+                "this generator never saw a hidden class (model.label_dropout=0); name classes",
+            )
             return torch.full((count,), known, dtype=torch.int64)
         require(known > 0, "labels", "this generator was trained without classes; leave them out")
         require(

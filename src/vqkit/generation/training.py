@@ -61,7 +61,7 @@ def make_task(run: GeneratorRun) -> Task:
     held_out = None
     if run.held_out is not None:
         held_out = TokenSet.open(Path(run.held_out))
-        check_held_out(held_out, tokens)
+        check_held_out(held_out, tokens, conditional=run.model.conditional)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     shared = {
@@ -81,7 +81,7 @@ def card_of(tokens: TokenSet, *, conditional: bool) -> Card:
     """Return the card of a generator that is trained on a token set.
 
     Raises:
-        ValueError: images of several sizes, or classes asked of a set without labels.
+        ValueError: images of several sizes, or classes asked of a set in which an image has none.
     """
     grid = tokens.grid
     require(
@@ -95,6 +95,11 @@ def card_of(tokens: TokenSet, *, conditional: bool) -> Card:
         "model.conditional=true",
         "this token set has no labels; set it to false",
     )
+    require(
+        not conditional or int(tokens.all_labels.min()) >= 0,
+        "model.conditional=true",
+        "some images of this token set have no class (-1); set it to false",
+    )
     return Card(
         grid=(grid[0], grid[1]),
         slots=tokens.slots,
@@ -105,8 +110,12 @@ def card_of(tokens: TokenSet, *, conditional: bool) -> Card:
     )
 
 
-def check_held_out(held_out: TokenSet, tokens: TokenSet) -> None:
-    """Raise `ValueError` unless held-out tokens are of the same tokenizer and size, and others."""
+def check_held_out(held_out: TokenSet, tokens: TokenSet, *, conditional: bool) -> None:
+    """Raise `ValueError` unless held-out tokens can measure what was trained on `tokens`.
+
+    They are of the same tokenizer and size, and others; for classes, every image has one, and they
+    are numbered alike.
+    """
     require(
         held_out.tokenizer == tokens.tokenizer,
         "held_out",
@@ -119,4 +128,15 @@ def check_held_out(held_out: TokenSet, tokens: TokenSet) -> None:
         held_out.fingerprint != tokens.fingerprint,
         "held_out",
         "is the token set that is trained on; name another, or leave it out",
+    )
+    names = held_out.label_names
+    require(
+        not conditional or (bool(names) and int(held_out.all_labels.min()) >= 0),
+        "held_out",
+        "has images without a class; name another, or leave it out",
+    )
+    require(
+        not conditional or names == tokens.label_names[: len(names)],
+        "held_out",
+        "numbers its classes otherwise than tokens; tokenize both with the same classes",
     )

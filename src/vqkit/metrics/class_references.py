@@ -38,7 +38,7 @@ def class_references(
     require(labels is not None, "data", "these images have no labels; leave out --per_class")
     assert labels is not None  # for the type checker
     done = 0
-    for label in labels.unique().tolist():
+    for label in labels[labels >= 0].unique().tolist():  # -1 is no class
         indices = (labels == label).nonzero().flatten().tolist()
         moments = Moments(features.dim, features.device)
         for start in range(0, len(indices), batch_size):

@@ -181,8 +181,11 @@ def dit_mnist(**options: Unpack[DiffusionOptions]) -> GeneratorRun:
     Sampling: 50 steps of DDIM or 20 of DPM-Solver, guidance 2.
     Hardware: one core of a server CPU, 0.09 s a step: 6 minutes.
     Data: a token set of MNIST with latents, 7 x 7 positions or so.
+    Differs: DiT predicts noise, this one velocity. After 850 steps with noise, 16 % of the samples
+    were the digit asked for: where the noise is strong, the error of its guess of the latents was
+    up to 26 times their variance (`--model.process.predicts noise`).
     """
-    model = DiffusionConfig(network=SMALL_DIT, process=GaussianProcess())
+    model = DiffusionConfig(network=SMALL_DIT, process=GaussianProcess(predicts="velocity"))
     return _run("dit_mnist", model, _small_optim(options), options)
 
 

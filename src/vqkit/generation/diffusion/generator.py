@@ -48,7 +48,12 @@ class DiffusionGenerator(Generator):
             f"tokenizer with {width} channels of latents",
             f"this generator samples {self.network.channels}",
         )
-        sampling = sampling or DiffusionSampling()
+        sampling = sampling if sampling is not None else DiffusionSampling()
+        require(
+            isinstance(sampling, DiffusionSampling),
+            f"sampling={type(sampling).__name__}",
+            "this generator is a diffusion model; give DiffusionSampling",
+        )
         device = next(tokenizer.parameters()).device
         ids = [
             tokenizer.quantize_latents(latents.to(device)).cpu()
@@ -77,6 +82,11 @@ class DiffusionGenerator(Generator):
             out.append(sample_latents(self.network, part.to(self.device), draws, sampling))
             first += len(part)
         return out
+
+    @property
+    def knows_no_class(self) -> bool:
+        """Whether images of no class can be asked for."""
+        return self.num_classes == 0 or self.network.config.label_dropout > 0
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the model as JSON values."""

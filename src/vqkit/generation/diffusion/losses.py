@@ -1,4 +1,4 @@
-"""What a diffusion model is trained by: noise predicted (DDPM), or velocity (flow).
+"""What a diffusion model is trained by: noise or velocity predicted, in steps or along a flow.
 
 Times of both run from latents to noise. Everything drawn comes from the given generator, on the
 CPU, so that a step draws the same on every device.
@@ -65,6 +65,7 @@ def gaussian_losses(
 ) -> dict[str, Tensor]:
     """Mean squared error of the predicted noise at steps (B,), from 0 (DDPM, eq. 14).
 
+    Or of the velocity √kept · noise - √(1 - kept) · x (arXiv:2202.00512, appendix D).
     Learned variances add their variational bound in bits per number, in which the mean is fixed
     (arXiv:2102.09672, eqs. 15 and 16).
     """
@@ -73,14 +74,19 @@ def gaussian_losses(
     def at(table: Tensor) -> Tensor:
         return table.to(latents)[times][:, None, None, None]
 
-    noisy = at(kept.sqrt()) * latents + at((1 - kept).sqrt()) * noise
+    near, far = at(kept.sqrt()), at((1 - kept).sqrt())
+    noisy = near * latents + far * noise
+    velocity = process.predicts == "velocity"
+    aim = near * noise - far * latents if velocity else noise
     out = model(noisy, times * (1000 / process.steps), labels).float()
     if not model.learns_variance:
-        return {"loss": F.mse_loss(out, noise)}
+        return {"loss": F.mse_loss(out, aim)}
     predicted, share = out.chunk(2, dim=1)
-    error = F.mse_loss(predicted, noise)
-    bound = variance_bound(process, latents, noisy, predicted.detach(), share, times)
-    return {"loss": error + bound, "noise_error": error, "variance_bound": bound}
+    error = F.mse_loss(predicted, aim)
+    fixed = predicted.detach()
+    fixed = near * fixed + far * noisy if velocity else fixed
+    bound = variance_bound(process, latents, noisy, fixed, share, times)
+    return {"loss": error + bound, f"{process.predicts}_error": error, "variance_bound": bound}
 
 
 def variance_bound(

@@ -166,6 +166,7 @@ def _diffusers_scheduler(process: GaussianProcess, scheduler: Scheduler, steps: 
     common: dict[str, Any] = {
         "num_train_timesteps": process.steps,
         "trained_betas": (1 - kept / before).tolist(),
+        "prediction_type": "v_prediction" if process.predicts == "velocity" else "epsilon",
     }
     solver: Any
     if scheduler == "ddim":

@@ -56,6 +56,8 @@ class DiffusionTask:
         world_size: int = 1,
     ) -> None:
         check_latents(tokens, config)
+        if held_out is not None:
+            check_latents(held_out, config, name="held_out")
         self.tokens, self.config, self.card, self.seed = tokens, config, card, seed
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -119,16 +121,16 @@ class DiffusionTask:
         return latents, labels
 
 
-def check_latents(tokens: TokenSet, config: DiffusionConfig) -> None:
-    """Raise `ValueError` unless a diffusion model can be trained on this token set."""
+def check_latents(tokens: TokenSet, config: DiffusionConfig, *, name: str = "tokens") -> None:
+    """Raise `ValueError` unless a diffusion model can be trained, or measured, on this set."""
     require(
         tokens.latent_channels > 0,
-        "tokens",
+        name,
         "this token set holds no latents, which a diffusion model learns; tokenize with --latents",
     )
     require(
         tokens.grid is not None,
-        "tokens",
+        name,
         "its images have grids of several sizes; tokenize with one size",
     )
     require(

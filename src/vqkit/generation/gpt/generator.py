@@ -39,6 +39,11 @@ class GPTGenerator(Generator):
         network.load_state_dict(state)
         return cls(card, config, network)
 
+    @property
+    def knows_no_class(self) -> bool:
+        """Whether images of no class can be asked for."""
+        return self.num_classes == 0 or self.config.label_dropout > 0
+
     def settings(self) -> dict[str, Any]:
         """Return the settings of the network as JSON values."""
         return to_dict(self.config)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vqkit.codebooks.set_folders import MANIFEST, Kind, finished_shards, tidy, write_object
+from vqkit.config import require
 from vqkit.tokens.sets.layout import (
     BOX,
     CAPTION,
@@ -146,6 +147,12 @@ class ShardWriter:
 
 
 def _offsets(lengths: Numbers) -> Numbers:
+    total = int(lengths.sum())
+    require(
+        total < 2**31,
+        f"shard_images={len(lengths)}",
+        f"a column of the shard has {total:,} numbers, and parquet lists hold 2^31; take fewer",
+    )
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 

@@ -224,6 +224,8 @@ def _in_rounds(
 def _dealt(
     job: Job, missing: list[int], engine: Engine, workers: int
 ) -> Generator[int, None, None]:
+    if not missing:  # a kill came between the last shard and the manifest
+        return
     if engine == "ray":
         from vqkit.tokens.sets.on_ray import run_on_ray
 
