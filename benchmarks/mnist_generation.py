@@ -274,12 +274,12 @@ def _methods(page: Page, chain: Chain) -> None:
         evaluation = _read(chain.path("tokenizers", method, "evaluation.json")) or {"metrics": []}
         numbers = {one["name"]: one["value"] for one in evaluation["metrics"]}
         model = _read(chain.path("modelability", method, "modelability.json")) or {}
-        top1 = float("nan") if reading is None else reading[number]["found"]["top1"]
+        top1 = "–" if reading is None else f"{100 * reading[number]['found']['top1']:.2f} %"
         rows.append(
             (
                 TITLES[method],
                 *(_digits(numbers.get(name), digits) for name, digits in _SHOWN.items()),
-                f"{100 * top1:.2f} %",
+                top1,
                 _digits(model.get("bits_per_pixel"), 4),
                 _digits(model.get("bits_per_image"), 1),
             )
