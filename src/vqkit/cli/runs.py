@@ -94,13 +94,14 @@ def place_of(data: DataConfig) -> str:
 def train_all(configs: Sequence[RunConfig], out: Path, *, fresh: bool) -> list[Path]:
     """Train every run into `out/<name>` and return the folders; finished runs are left alone."""
     folders = [out / config.name for config in configs]
-    from vqkit.training import train
+    from vqkit.training import run_folder, train
 
     plan = Plan(configs, folders)
     for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
         if fresh:
             remove_run(folder)
-        if (folder / "result.json").is_file():
+        result = run_folder.read_result(folder)
+        if result is not None and result["steps"] == config.optim.num_steps:
             tell(f"{config.name}: was trained before, in {folder}")
         with plan.watching(number):
             train(config, out=folder, progress=False)
