@@ -146,6 +146,7 @@ def test_another_tokenizer_is_refused(tmp_path, tokenizer):
         next(other.decoder.parameters()).add_(1)
     with pytest.raises(ValueError, match="load that one"):
         drawn(tmp_path, other, Drawing(card_of(tokenizer)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_line_comes_back_from_its_text():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Final
 
-from vqkit.cli.verbs import choose
+from vqkit.cli.verbs import run_verb
 
 VERBS: Final = {
     "train": ("classify_tokens", "train", "a transformer or a linear probe on a token set"),
@@ -26,10 +25,4 @@ usage: vqkit classify VERB [NAME ...] [--option value ...]
 
 def run(words: Sequence[str]) -> int | None:
     """Run one verb; without any, list them."""
-    chosen = choose(words, {name: summary for name, (_, _, summary) in VERBS.items()}, _USAGE)
-    if chosen is None:
-        return None
-    name, rest = chosen
-    module, function, _ = VERBS[name]
-    code: int | None = getattr(importlib.import_module(f"vqkit.cli.{module}"), function)(rest)
-    return code
+    return run_verb(words, VERBS, _USAGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -39,3 +40,19 @@ def choose(
         hint = f"did you mean {full[near[0]]!r}?" if near else f"known are {', '.join(known)}"
         raise ValueError(f"{kind}={name!r}: unknown; {hint}")
     return name, rest
+
+
+def run_verb(
+    words: Sequence[str], verbs: Mapping[str, tuple[str, str, str]], usage: str
+) -> int | None:
+    """Run the verb that `words` begin with and return its exit code; without any, show `usage`.
+
+    `verbs` maps each to its module in this room, its function there, and a summary.
+    """
+    chosen = choose(words, {name: summary for name, (_, _, summary) in verbs.items()}, usage)
+    if chosen is None:
+        return None
+    name, rest = chosen
+    module, function, _ = verbs[name]
+    code: int | None = getattr(importlib.import_module(f"vqkit.cli.{module}"), function)(rest)
+    return code

@@ -158,7 +158,7 @@ class Generator(ABC):
                 asked of one that knows none, no class of one that never saw it hidden, or neither
             labels nor a count.
         """
-        check_tokenizer(self.card, tokenizer)
+        check_tokenizer(self.card.tokenizer, tokenizer)
         known = self.num_classes
         if labels is None:
             require(count is not None, "labels=None", "say how many images: count=")
@@ -183,13 +183,13 @@ class Generator(ABC):
         return labels.cpu()
 
 
-def check_tokenizer(card: Card, tokenizer: ImageTokenizer) -> None:
-    """Raise `ValueError` unless the generator writes tokens of this tokenizer."""
+def check_tokenizer(known: str, tokenizer: ImageTokenizer) -> None:
+    """Raise `ValueError` unless this is the tokenizer of hash `known`, whose tokens are written."""
     found = tokenizer_hash(tokenizer)
     require(
-        found == card.tokenizer,
+        found == known,
         f"tokenizer {found[:16]}",
-        f"this generator writes tokens of tokenizer {card.tokenizer[:16]}; load that one",
+        f"this generator writes tokens of tokenizer {known[:16]}; load that one",
     )
 
 
