@@ -14,20 +14,13 @@ writes the page of what is there.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from chain import Done, last_of_log, listing, read_json
 from side_by_side import Page
-
-from vqkit.models.files import write_beside
 
 METHODS = ("vq_vae", "looc", "dual")
 TITLES = {"vq_vae": "VQ-VAE", "looc": "LooC", "dual": "Dual"}
@@ -155,40 +148,6 @@ class Chain:
         return [[*words, "--compute", compute, "--out", self.path("modelability")]]
 
 
-class Done:
-    """The commands that have ended well, with the seconds they took in all."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.seconds: dict[str, float] = {}
-        self.ended: list[str] = []
-        if path.is_file():
-            values = json.loads(path.read_text("utf-8"))
-            self.seconds, self.ended = values["seconds"], values["ended"]
-
-    def run(self, words: Sequence[str]) -> None:
-        """Run a command that has not ended yet; a failure ends the benchmark."""
-        text = shlex.join(["vqkit", *words])
-        if text in self.ended:
-            return
-        print(f"$ {text}", flush=True)
-        began = time.perf_counter()
-        try:
-            subprocess.run([sys.executable, "-m", "vqkit", *words], check=True)
-            self.ended.append(text)
-        except subprocess.CalledProcessError as error:
-            raise SystemExit(error.returncode) from error
-        finally:
-            spent = time.perf_counter() - began
-            self.seconds[text] = self.seconds.get(text, 0) + spent
-            values = {"seconds": self.seconds, "ended": self.ended}
-            write_beside(self._path, json.dumps(values, indent=2).encode())
-
-    def of(self, commands: Sequence[Sequence[str]]) -> float:
-        """Return the seconds of some commands."""
-        return sum(self.seconds.get(shlex.join(["vqkit", *words]), 0) for words in commands)
-
-
 def main() -> None:
     """Run the stages asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -220,9 +179,8 @@ def write_page(chain: Chain, done: Done, path: Path) -> None:
     page.text("## Time")
     page.table(("stage", "minutes"), [*rows, ("all", f"{total:.1f}")])
     page.text("## Commands")
-    lines = [shlex.join(["vqkit", *words]) for stage in STAGES for words in chain.commands(stage)]
-    shown = "\n".join(lines).replace(f"{chain.work}", "runs").replace(chain.mnist, "data/mnist")
-    page.text(f"```bash\n{shown}\n```")
+    commands = [words for stage in STAGES for words in chain.commands(stage)]
+    page.text(listing(commands, {f"{chain.work}": "runs", chain.mnist: "data/mnist"}))
     page.write(path)
 
 
@@ -230,13 +188,13 @@ def _generated(page: Page, chain: Chain) -> None:
     page.text("## Samples")
     rows = []
     for kind, title in GENERATORS.items():
-        scores = _read(chain.path("samples", kind, "scores.json"))
+        scores = read_json(chain.path("samples", kind, "scores.json"))
         if scores is None:
             rows.append((title, *["–"] * 7))
             continue
         found = {one["name"]: one for one in scores["found"]}
         share = found["class_consistency"]["value"]
-        log = _log(chain.path(kind))
+        log = last_of_log(chain.path(kind))
         rows.append(
             (
                 title,
@@ -257,7 +215,7 @@ def _generated(page: Page, chain: Chain) -> None:
     names = ("generator", "steps", "samples", "class consistency", "goal reached")
     page.table((*names, "classifier distance", "precision", "recall"), rows)
     goals = ", ".join(f"{GENERATORS[kind]} {100 * goal:.0f} %" for kind, goal in GOALS.items())
-    accuracy = _log(chain.path("pixels")).get("validation/accuracy")
+    accuracy = last_of_log(chain.path("pixels")).get("validation/accuracy")
     if accuracy is not None:
         page.text(
             f"The classifier reads {100 * accuracy:.2f} % of the 10,000 test images right. Goals: "
@@ -268,12 +226,14 @@ def _generated(page: Page, chain: Chain) -> None:
 
 def _methods(page: Page, chain: Chain) -> None:
     page.text("## Tokenizers")
-    reading = _read(chain.path("maps.json"))
+    reading = read_json(chain.path("maps.json"))
     rows = []
     for number, method in enumerate(METHODS):
-        evaluation = _read(chain.path("tokenizers", method, "evaluation.json")) or {"metrics": []}
+        evaluation = read_json(chain.path("tokenizers", method, "evaluation.json")) or {
+            "metrics": []
+        }
         numbers = {one["name"]: one["value"] for one in evaluation["metrics"]}
-        model = _read(chain.path("modelability", method, "modelability.json")) or {}
+        model = read_json(chain.path("modelability", method, "modelability.json")) or {}
         top1 = "–" if reading is None else f"{100 * reading[number]['found']['top1']:.2f} %"
         rows.append(
             (
@@ -286,7 +246,7 @@ def _methods(page: Page, chain: Chain) -> None:
         )
     header = ("tokenizer", "bits/pixel", "entropy", "PSNR, dB", "SSIM", "perplexity")
     page.table((*header, "top-1 of token maps", "modelability, bits/pixel", "bits/image"), rows)
-    model = _read(chain.path("modelability", METHODS[0], "modelability.json"))
+    model = read_json(chain.path("modelability", METHODS[0], "modelability.json"))
     if model is not None:
         page.text(
             "Top-1: a transformer trained on the token maps of the training images, goal 97 %. "
@@ -309,19 +269,6 @@ def _grids(page: Page, chain: Chain, path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(grid, target)
             page.text(f"{title}, the first samples of every class:\n\n![{title}]({target.name})")
-
-
-def _read(path: str) -> Any:
-    file = Path(path)
-    return json.loads(file.read_text("utf-8")) if file.is_file() else None
-
-
-def _log(folder: str) -> dict[str, Any]:
-    """Return the last line of a run's log."""
-    file = Path(folder) / "log.jsonl"
-    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
-    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return found
 
 
 def _digits(value: float | None, digits: int) -> str:
