@@ -59,7 +59,7 @@ class TinyTask:
         return {"fingerprint": self.fingerprint}
 
 
-def run_tiny(folder, task=None, *, settings=None, log=None, **optim):
+def run_tiny(folder, task=None, *, settings=None, log=None, completed=dict, **optim):
     """Twelve steps of eight, a checkpoint every four, with an average of the weights."""
     optim = {"lr": 1e-2, "weight_ema": 0.9, "clip_norm": 1.0, "weight_decay": 0.1} | optim
     return fit(
@@ -72,6 +72,7 @@ def run_tiny(folder, task=None, *, settings=None, log=None, **optim):
         log=log or LogConfig(every=1, checkpoint_every=4, keep=10),
         seed=0,
         free=("place:",),
+        completed=completed,
         progress=False,
     )
 

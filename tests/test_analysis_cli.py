@@ -46,11 +46,11 @@ DATA = ["--data.path", "images", "--device", "cpu"]
     ("verb", "options"),
     [
         ("frequency", []),
-        ("tsne", ["--max_codes", "10", "--perplexity", "3"]),
-        ("replace", ["--m", "0", "1", "3", "--pictures", "1"]),
+        pytest.param("tsne", ["--max_codes", "10", "--perplexity", "3"], marks=pytest.mark.slow),
+        pytest.param("replace", ["--m", "0", "1", "3", "--pictures", "1"], marks=pytest.mark.slow),
         ("replace", ["--from", "feature", "--m", "2", "--pictures", "0"]),
-        ("bars", ["--batch_size", "2"]),
-        ("extremes", ["--count", "1", "--by", "ssim"]),
+        pytest.param("bars", ["--batch_size", "2"], marks=pytest.mark.slow),
+        pytest.param("extremes", ["--count", "1", "--by", "ssim"], marks=pytest.mark.slow),
     ],
 )
 def test_a_verb_writes_a_figure_and_its_numbers(place, verb, options, capsys):
@@ -78,7 +78,10 @@ def test_a_verb_writes_a_figure_and_its_numbers(place, verb, options, capsys):
 
 @pytest.mark.parametrize(
     ("verb", "options"),
-    [("errors", ["--scale", "60"]), ("crops", ["--region", "1", "2", "4", "5"])],
+    [
+        pytest.param("errors", ["--scale", "60"], marks=pytest.mark.slow),
+        ("crops", ["--region", "1", "2", "4", "5"]),
+    ],
 )
 def test_verbs_of_chosen_images(place, verb, options, capsys):
     words = ["analyze", verb, "looc", "plain", *DATA, *options, "--images", "2", "0"]

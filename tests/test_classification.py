@@ -1,6 +1,7 @@
 """Classifiers of token maps: trained, saved, measured, and refused where they do not fit."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_images_without_labels_are_refused(place, tmp_path):
         trained(place, tmp_path / "run", tokens=str(tmp_path / "tokens"))
 
 
-def test_the_commands_train_and_compare(place, tmp_path, capsys):
+def test_the_commands_train_and_compare(place, tmp_path, capsys, monkeypatch):
     recipe = ["classify", "train", "small_probe", "--tokens", str(place / "train")]
     recipe += ["--tokenizer", str(place / "tokenizer"), "--batch_size", "8", "--num_steps", "60"]
     recipe += ["--optim.lr", "0.01"]
@@ -268,6 +269,31 @@ def test_the_commands_train_and_compare(place, tmp_path, capsys):
     assert main(["classify", "evaluate", str(place / "train")]) == 2
     assert main(["classify", "evaluate", *runs, *tokens, "--device", "nonsense"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setattr("vqkit.cli.classify_tokens.processes", lambda: nullcontext(False))
+    numbers.unlink()
+    assert main(["classify", "evaluate", *runs, *tokens, "--json", str(numbers)]) == 0
+    assert not numbers.exists()  # it is not the first process of several
+    assert not capsys.readouterr().out
+
+
+def test_a_classifier_of_an_older_version_goes_on(place, tmp_path):
+    trained(place, tmp_path, steps=1)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["model"]["pooling"], saved["augment"]["mixup"], saved["source"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    trained(place, tmp_path, steps=1)
+    with pytest.raises(ValueError, match="source: 'codes' there, 'latents' here"):
+        trained(place, tmp_path, steps=1, source="latents")
+
+
+def test_fewer_images_than_processes(place, monkeypatch):
+    """The last of a hundred processes has no image, and adds nothing."""
+    maps = Maps(ImageTokenizer.from_pretrained(place / "tokenizer"), "codes")
+    task = ClassifierTask(run_of(place), TokenSet.open(place / "train"), maps)
+    monkeypatch.setattr("vqkit.quantizers.ranks.rank", lambda: 99)
+    monkeypatch.setattr("vqkit.quantizers.ranks.world_size", lambda: 100)
+    found = measure(task.classifier.eval(), maps, TokenSet.open(place / "test"))
+    assert (found.top1, found.loss, found.images) == (0, 0, 24)
 
 
 def test_a_table_hides_the_rate_of_what_is_not_coded(place, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import nn
 
@@ -29,6 +30,26 @@ def test_nothing_is_done_by_default():
     maps, targets = augmented(some_maps(), labels_of(), 4, Augmentation(), source())
     assert torch.equal(maps, some_maps())
     assert torch.equal(targets, nn.functional.one_hot(labels_of(), 4).float())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_convolutions_read_maps_and_what_is_near(count):
+    settings = ViTClassifier(**SMALL, convolutions=count)
+    stem = TokenViT(settings, 3, (5, 7), 4).patch_embed
+    maps = some_maps()
+    found = stem(maps)
+    x = maps
+    convolutions = [part for part in stem if isinstance(part, nn.Conv2d)]
+    assert len(convolutions) == count
+    for number, part in enumerate(convolutions):
+        x = nn.functional.conv2d(
+            nn.functional.gelu(x) if number else x, part.weight, part.bias, padding=1
+        )
+    torch.testing.assert_close(found, x.flatten(2).transpose(1, 2))
+    maps[:, :, 0, 0] += 1
+    changed = (stem(maps) - found).abs().amax((0, 2)).unflatten(0, (5, 7)) > 0
+    assert changed[: count + 1, : count + 1].all()
+    assert int(changed.sum()) == (count + 1) ** 2
 
 
 def test_smoothing_spreads_its_share_over_all_classes():
@@ -195,6 +216,47 @@ def test_weights_of_another_size_are_refused(tmp_path, changes, said):
     model = TokenViT(ViTClassifier(**SMALL | changes), 4, (3, 3), 2)
     with pytest.raises(ValueError, match=said):
         load_pretrained(model, tmp_path, (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (
+            (1, 9, 16),
+            r"^model\.pretrained: pos_embed has shape \(1, 9, 16\), expected \(1, 1 \+ n²",
+        ),
+        ((10, 16), r"^model\.pretrained: pos_embed has shape \(10, 16\)"),
+        ((2, 10, 16), r"^model\.pretrained: pos_embed has shape \(2, 10, 16\)"),
+        ((1, 0, 16), r"^model\.pretrained: pos_embed has shape \(1, 0, 16\)"),
+    ],
+)
+def test_positions_of_no_square_are_refused(shape, said):
+    with pytest.raises(ValueError, match=said):
+        interpolated(torch.zeros(shape), (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("embeddings.cls_token", "cls_token"),
+        ("encoder.layer.1.attention.attention.key.weight", "blocks.1.attn.qkv.weight"),
+        ("encoder.layer.0.attention.attention.query.bias", "blocks.0.attn.qkv.bias"),
+        ("encoder.layer.0.output.dense.bias", "blocks.0.mlp.fc2.bias"),
+        ("embeddings.position_embeddings", "blocks.0.attn.proj.bias, blocks.0.attn.proj.weight"),
+    ],
+)
+def test_weights_with_a_part_missing_or_cut_are_refused(tmp_path, name, missing):
+    mae(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = {key.removeprefix("vit."): value for key, value in load_file(path).items()}
+    model = TokenViT(ViTClassifier(**SMALL), 4, (3, 3), 2)
+    without = {key: value for key, value in tensors.items() if key != name}
+    cut = without | {name: tensors[name].flatten()[:5]}
+    said = rf"^model\.pretrained='.*': holds no weights of MAE: {missing}.* are missing"
+    for changed in [without, cut] if ".attention.attention." in name else [without]:
+        save_file(changed, path)
+        with pytest.raises(ValueError, match=said):
+            load_pretrained(model, tmp_path, (3, 3))
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):

@@ -17,8 +17,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from feature_images import array_set, cells, contents, image_folder, random_pixels
+from killed_processes import finish, kill_at_rename, start
 
-import vqkit
 from vqkit import cli
 from vqkit.codebooks.extraction import extract
 from vqkit.codebooks.pixels import PixelPatches
@@ -41,25 +41,13 @@ def run(case, out, rank=0):
     return extract(images, PixelPatches(patch=4, stride=3, sample=400), out, **options)
 
 
-def start(*words, **environment):
-    paths = os.pathsep.join([str(Path(vqkit.__file__).parents[1]), str(Path(__file__).parent)])
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
-    command = [sys.executable, __file__, *map(str, words)]
-    return subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    error = process.communicate(timeout=100)[1]
-    return process.returncode, error
-
-
 @pytest.mark.slow
 def test_killed_outright(tmp_path):
     """SIGKILL where a file is about to get its name, at a place drawn at random."""
     run("pixels", tmp_path / "whole")
     # Two files of the set, then three for each of six shards.
     place = int(np.random.default_rng(5).integers(4, 20))
-    process = start("pixels", tmp_path / "out", place)
+    process = start(__file__, "pixels", tmp_path / "out", place)
     code, error = finish(process)
     assert code == -signal.SIGKILL, error
     assert (tmp_path / "out" / "unfinished.json").exists()
@@ -74,7 +62,7 @@ def test_killed_at_every_kind_of_place(tmp_path):
     run("pixels", tmp_path / "whole")
     kills = 0
     for place in itertools.cycle([4, 5, 6]):
-        code, error = finish(start("pixels", tmp_path / "out", place))
+        code, error = finish(start(__file__, "pixels", tmp_path / "out", place))
         if code == 0:
             break
         assert code == -signal.SIGKILL, error
@@ -91,8 +79,9 @@ def test_killed_at_any_moment_twenty_times(tmp_path):
     source, kills, ends = np.random.default_rng(0), 0, 0
     while kills < 20 or ends == 0:
         out = tmp_path / f"out{ends}"
-        process = start("long", out, -1)
-        while not (out / "started").exists() and process.poll() is None:
+        process = start(__file__, "long", out, -1)
+        mark = Path(f"{out}.started")
+        while not mark.exists() and process.poll() is None:
             time.sleep(0.01)
         try:
             process.wait(timeout=source.uniform(0.0, 1.5))
@@ -103,7 +92,7 @@ def test_killed_at_any_moment_twenty_times(tmp_path):
             process.kill()
             finish(process)
             kills += 1
-        (out / "started").unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
         if (out / "manifest.json").exists():
             run("long", out)  # tidies up where the kill came just before that
             assert contents(out) == expected
@@ -122,7 +111,7 @@ def test_two_processes_write_what_one_writes_and_share_errors(tmp_path):
         port = str(server.getsockname()[1])
     words = ["pixels,fail,seeds", tmp_path, 0, *command, *options]
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both = [start(*words, RANK=str(rank), **variables) for rank in range(2)]
+    both = [start(__file__, *words, RANK=str(rank), **variables) for rank in range(2)]
     for code, error in map(finish, both):
         assert code == 0, error
         lines = [
@@ -136,22 +125,8 @@ def test_two_processes_write_what_one_writes_and_share_errors(tmp_path):
 
 
 def main(cases, out, place, command):
-    """Run a command if there are two processes, then extract.
-
-    Kill this process at rename number `place`, never if 0; be slow if it is negative.
-    """
-    replace, count = os.replace, [0]
-
-    def deadly(part, path):
-        count[0] += 1
-        if count[0] == place:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if place < 0:
-            time.sleep(0.02)
-            (Path(out) / "started").touch()
-        replace(part, path)
-
-    os.replace = deadly
+    """Run a command if there are two processes, then extract with `kill_at_rename`."""
+    kill_at_rename(place, out)
     if "RANK" not in os.environ:
         run(cases, Path(out))
         return

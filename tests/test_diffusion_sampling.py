@@ -109,6 +109,62 @@ def test_noise_and_velocity_give_the_same_samples(scheduler):
     torch.testing.assert_close(*found, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("norm", [0.5, 1.0, 2.5])
+def test_the_sde_is_that_of_sits_code(norm):
+    """Written out as it is there, in time from noise to data, with its diffusion norm · σ.
+
+    Drift velocity + diffusion · score and noise √(2 diffusion), which is w = 2 norm · σ here. The
+    score is that of the normal distribution itself, not taken from the velocity.
+    """
+    x = start = normal(2, 1, 2, 3).double()
+    draws = [normal(2, 1, 2, 3, seed=10 + n).double() for n in range(6)]
+    times = np.linspace(0, 1 - 0.04, 7)
+    for number, noise in enumerate(draws):
+        time, step = 1 - times[number], times[number + 1] - times[number]
+        drift = -velocity_of_normal(x, torch.full((2,), time, dtype=torch.float64))
+        score = -(x - (1 - time) * MEAN) / (((1 - time) * SPREAD) ** 2 + time**2)
+        diffusion = norm * time
+        mean = x + step * (drift + diffusion * score)
+        x = mean + math.sqrt(2 * diffusion) * math.sqrt(step) * noise
+    x = x - 0.04 * velocity_of_normal(x, torch.full((2,), 0.04, dtype=torch.float64))
+    source = iter(draws)
+    found = solvers.sde(velocity_of_normal, start, 7, diffusion=2 * norm, draw=lambda: next(source))
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-6)  # times are rounded to float32
+
+
+@pytest.mark.parametrize("diffusion", [0.0, 1.0, 4.0])
+def test_the_sde_keeps_the_marginals(diffusion):
+    """What is drawn enters the result linearly, so that its mean and variance are known exactly.
+
+    Row j of the batch is the response to draw j alone, the last row that to none. Both must come to
+    the marginal at 0.04 moved by the last step: the mean, which moves along a line, at once, the
+    variance with an error in proportion to the steps.
+    """
+
+    def errors(steps):
+        units = torch.eye(steps + 1, dtype=torch.float64)[:, :, None, None, None]
+        source = iter(range(1, steps))
+        found = solvers.sde(
+            velocity_of_normal,
+            units[:, 0],
+            steps,
+            diffusion=diffusion,
+            draw=lambda: units[:, next(source)],
+        ).flatten()
+        mean, variance = found[-1], (found[:-1] - found[-1]).square().sum()
+        return abs(mean - expected[0]).item(), abs(variance - expected[1]).item()
+
+    time, level = 0.04, torch.full((2,), 0.04, dtype=torch.float64)
+    points = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None, None, None]
+    first, second = (points - time * velocity_of_normal(points, level)).flatten().tolist()
+    slope, at = second - first, (1 - time) * MEAN
+    expected = (first + slope * at, slope**2 * (((1 - time) * SPREAD) ** 2 + time**2))
+    few, many = errors(150), errors(300)
+    assert many[0] < 1e-6
+    assert many[1] < 0.01
+    assert few[1] / many[1] == pytest.approx(2, abs=0.2)
+
+
 def test_an_ode_takes_noise_where_it_belongs():
     """The flow of a normal distribution only shifts and scales, so that every value is known."""
     noise = normal(5, 1, 2, 2)

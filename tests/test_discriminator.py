@@ -255,6 +255,7 @@ def test_two_processes_normalise_like_one_on_the_joined_batch(two_processes):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
+@pytest.mark.slow
 def test_running_statistics_are_the_same_bits_on_both_processes(two_processes):
     (_, first), (_, second) = two_processes
     _, whole = work("batch")

@@ -22,6 +22,7 @@ from vqkit.training import Terminated, diagnose, list_checkpoints, read_log, run
 from vqkit.training.fit_folder import read_product
 from vqkit.training.fit_task import equal_parts
 from vqkit.training.fit_trainer import decaying_groups
+from vqkit.training.settings_file import with_defaults
 from vqkit.training.stops import read_stop
 
 SCRIPT = Path(__file__).with_name("fit_tasks.py")
@@ -233,6 +234,44 @@ def test_the_place_of_the_data_and_the_log_may_change(tmp_path):
     other = LogConfig(every=2, checkpoint_every=4)
     run_tiny(tmp_path / "run", settings={"place": "there"}, log=other, num_steps=16)
     assert read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 16
+
+
+def forget(run, *names):
+    """Take settings out of the saved ones, as if they had not existed when the run was begun."""
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    for name in names:
+        *sections, last = name.split(".")
+        here = values
+        for section in sections:
+            here = here[section]
+        del here[last]
+    path.write_text(json.dumps(values))
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """What it did not save has the defaults of today; another value of today is refused."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Model:
+        width: int
+        added: int = 3
+
+    def completed(saved):
+        return with_defaults(saved, Model)
+
+    settings = {"width": 2, "added": 3}
+    run_tiny(tmp_path / "run", settings=settings, num_steps=8)
+    forget(tmp_path / "run", "added", "optim.precision", "log.tensorboard")
+    with pytest.raises(ValueError, match=r"added: 3 there, 4 here"):
+        run_tiny(tmp_path / "run", settings={**settings, "added": 4}, completed=completed)
+    result = run_tiny(tmp_path / "run", settings=settings, completed=completed)
+    assert result.log[-1]["step"] == STEPS
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["added"] == 3
+
+
+def test_settings_that_no_class_reads_stay_as_they_are():
+    assert with_defaults({"num_steps": 1, "batch_size": "x"}, OptimConfig)["batch_size"] == "x"
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from vqkit.data import to_uint8
 from vqkit.generation.images import MOST, draw_images
 from vqkit.generation.pictures import Row, draw_rows
 from vqkit.generation.provenance import FILE, Line, Origin, read_lines
-from vqkit.tokens import TokenSet
+from vqkit.tokens import TokenSet, tokenizer_hash
 
 
 @pytest.fixture
@@ -30,6 +30,29 @@ def drawn(folder, tokenizer, generator=None, **options):
 def contents(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_tokenizer_is_hashed_once_until_it_changes(monkeypatch):
+    """The hash reads every weight, and every batch of samples asks whose tokens these are."""
+    tokenizer = small_tokenizer()
+    generator = Drawing(card_of(tokenizer))
+    hashed = []
+
+    def counting(one):
+        hashed.append(one)
+        return tokenizer_hash(one)
+
+    monkeypatch.setattr("vqkit.generation.generator.tokenizer_hash", counting)
+    for start in range(3):
+        generator.sample(tokenizer, torch.tensor([0, 1]), seed=0, start=2 * start)
+    assert len(hashed) == 1
+    with pytest.raises(ValueError, match="this generator writes tokens of"):
+        generator.sample(small_tokenizer(channels=3), torch.tensor([0]), seed=0)
+    generator.sample(tokenizer, torch.tensor([0]), seed=0)
+    with torch.no_grad():
+        next(tokenizer.parameters()).add_(1)
+    with pytest.raises(ValueError, match="this generator writes tokens of"):
+        generator.sample(tokenizer, torch.tensor([0]), seed=0)
 
 
 def test_every_image_is_that_of_its_line(tmp_path, tokenizer):

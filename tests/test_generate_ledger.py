@@ -12,14 +12,19 @@ from vqkit.ledger.published import cells
 from vqkit.recipes import GENERATORS, RECIPES
 from vqkit.recipes.classification import CLASSIFIERS
 
-EVERY = {entry.cell.key: entry for entry in entries(())}
 DOWNSTREAM = [cell for cell in cells() if cell.metric in ("gfid", "top1", "top1_margin")]
 
 
-def test_own_rows_have_a_whole_chain_and_quoted_systems_have_none():
+@pytest.fixture(scope="module")
+def every():
+    """The entry of every cell by its key."""
+    return {entry.cell.key: entry for entry in entries(())}
+
+
+def test_own_rows_have_a_whole_chain_and_quoted_systems_have_none(every):
     for cell in DOWNSTREAM:
         commands = commands_of(cell)
-        entry = EVERY[cell.key]
+        entry = every[cell.key]
         assert bool(commands) == (not cell.quoted), cell.key
         assert bool(plan_of(cell).recipe) or cell.quoted
         if not commands:
@@ -52,8 +57,8 @@ def test_a_tokenizer_alone_needs_no_chain():
         ("looc/11/2/lsun-churches/gfid", "looc_ldm --data_set lsun_churches"),
     ],
 )
-def test_settings_that_the_papers_print_are_in_the_commands(key, words):
-    assert words in EVERY[key].command
+def test_settings_that_the_papers_print_are_in_the_commands(every, key, words):
+    assert words in every[key].command
 
 
 def lines(verb):
@@ -61,6 +66,7 @@ def lines(verb):
     return sorted(one for one in found if one.startswith(f"vqkit {verb} "))
 
 
+@pytest.mark.slow
 def test_every_training_is_one_that_the_command_takes():
     for command in lines("train") + lines("classify train"):
         words = shlex.split(command)[1:]

@@ -1,6 +1,7 @@
 """Scores of generated images: precision and recall, distances by class, class consistency."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from PIL import Image
 from torch.nn import BatchNorm2d
 
 from vqkit.classification import pixels
-from vqkit.classification.pixels import PixelClassifier, PixelNetwork
+from vqkit.classification.pixels import PixelClassifier
 from vqkit.cli import main
 from vqkit.cli.score import _check_names
-from vqkit.config import DataConfig
+from vqkit.config import DataConfig, LogConfig, OptimConfig
+from vqkit.config.classification import PixelNetwork, PixelRun
 from vqkit.data import load_images
 from vqkit.evaluation.sample_distances import Distances
 from vqkit.evaluation.samples import score_samples
@@ -267,6 +269,27 @@ def test_images_without_a_class_among_others_teach_no_classifier(tmp_path):
     images.labels[0] = -1
     with pytest.raises(ValueError, match=r"^data: some images have no label"):
         pixels._labels(images, "data")
+
+
+def test_a_classifier_of_pixels_of_an_older_version_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for label in range(2):
+        write(tmp_path / "real", bright(4, label, seed=label), str(label))
+    run = PixelRun(
+        name="tiny",
+        data=DataConfig(source="folder", path=str(tmp_path / "real"), channels=1),
+        network=PixelNetwork(width=2, features=3),
+        optim=OptimConfig(num_steps=1, batch_size=4),
+        log=LogConfig(every=1),
+    )
+    pixels.train_pixel_classifier(run, tmp_path / "run", progress=False)
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["pixel_classifier"]["shift"], saved["optim"]["precision"]
+    path.write_text(json.dumps(saved))
+    pixels.train_pixel_classifier(run, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"pixel_classifier\.shift: 2 there, 1 here"):
+        pixels.train_pixel_classifier(replace(run, shift=1), tmp_path / "run", progress=False)
 
 
 @pytest.mark.slow

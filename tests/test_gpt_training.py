@@ -11,6 +11,7 @@ import pytest
 import torch
 from gpt_cases import tiny_card
 from PIL import Image
+from safetensors.torch import load_file
 
 from vqkit.cli import main
 from vqkit.config import (
@@ -33,6 +34,8 @@ from vqkit.generation.training import card_of
 from vqkit.models import ImageTokenizer, TokenizerConfig
 from vqkit.recipes import GENERATORS, generator_recipe, recipe
 from vqkit.tokens import write_token_set
+from vqkit.training.average import WeightAverage
+from vqkit.training.fit_folder import read_product
 
 CODES = 16
 
@@ -138,6 +141,55 @@ def test_a_run_goes_on_bit_for_bit(sets, tmp_path):
         load_generator(tmp_path / name).network.state_dict() for name in ("whole", "parts")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_unfinished_run_with_tied_tables_has_its_average_in_both(sets, tmp_path, monkeypatch):
+    """Loading a state puts one table in place after the other: a raw one would win."""
+
+    def stop(self, step):
+        if step == 2:
+            raise OSError("gone")
+        return batch(self, step)
+
+    batch = GPTTask.batch
+    monkeypatch.setattr(GPTTask, "batch", stop)
+    run = tiny_run(sets)
+    run = replace(run, model=replace(run.model, tie_embeddings=True))
+    run = replace(run, optim=replace(run.optim, weight_ema=0.9))
+    with pytest.raises(OSError, match="gone"):
+        train_generator(run, tmp_path, progress=False)
+    folder, average = read_product(tmp_path, "generator")
+    network = load_generator(folder).network
+    assert not torch.equal(network.tokens.weight, average["tokens.weight"])
+    network.load_state_dict({**load_file(folder / "model.safetensors"), **average})
+    assert torch.equal(network.tokens.weight, average["tokens.weight"])
+    assert network.head is network.tokens
+
+
+def test_a_generator_of_an_older_version_goes_on(sets, tmp_path):
+    """Settings that its version did not know have their defaults."""
+    run = tiny_run(sets, num_steps=1)
+    train_generator(run, tmp_path, progress=False)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["model"]["dropout"], saved["held_out"], saved["optim"]["precision"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    train_generator(run, tmp_path, progress=False)
+    other = replace(run, model=replace(run.model, dropout=0.5))
+    with pytest.raises(ValueError, match=r"model\.dropout: 0\.0 there, 0\.5 here"):
+        train_generator(other, tmp_path, progress=False)
+
+
+def test_the_average_of_a_tied_table_goes_by_both_names():
+    config = GPTConfig(layers=1, heads=2, width=16, tie_embeddings=True)
+    network = build_gpt(config, tiny_card((5,)))
+    average = WeightAverage(network, 0.9)
+    average.weights["tokens.weight"].fill_(1)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.load_state_dict({**state, **average.by_name(network)})
+    assert bool((network.head.weight == 1).all())
+    again = WeightAverage(network, 0.9)
+    again.load(average.by_name(network))
+    assert again.weights.keys() == average.weights.keys()
 
 
 def test_requests_are_checked(sets, tmp_path):

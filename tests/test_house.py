@@ -229,3 +229,13 @@ def test_quantizers_import_nothing_optional():
     assert "torch" in loaded, "the probe must see what an import loads"
     heavy = loaded & HEAVY
     assert not heavy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["quantizers", "models", "tokens"])
+def test_the_compiler_is_not_imported(module):
+    """It takes as long as torch itself."""
+    script = f"import sys, vqkit.{module}\nprint('torch._dynamo' in sys.modules)"
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.strip() == "False"

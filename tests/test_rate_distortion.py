@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report_runs import make_tokenizer, write_pictures, write_run
+from report_runs import make_tokenizer, measure, write_pictures, write_run
 
 from vqkit.cli import main
 from vqkit.data import iterate_once, load_images
@@ -293,6 +293,34 @@ def test_command_draws_runs_and_codecs(tmp_path, monkeypatch, capsys):
     assert {p["method"] for p in numbers["anchors"]["points"]} >= {"PNG", "JPEG"}
     assert "| two" in capsys.readouterr().out
     assert out.stat().st_size > 10_000
+
+
+def test_command_measures_again_what_was_trained_since(tmp_path, capsys):
+    """An evaluation is taken as it is for its own weights, images and protocol alone."""
+    pytest.importorskip("matplotlib", reason="figures come with the extra `plots`")
+    data = write_pictures(tmp_path / "pictures")
+    folder, out = write_run(tmp_path / "one", data, name="one"), tmp_path / "rd.png"
+    before = measure(folder, data, "one")
+    command = ["rate-distortion", str(folder), "--out", str(out), "--no_codecs", "--no_files"]
+
+    def shown():
+        assert main(command) == 0
+        (point,) = json.loads(out.with_suffix(".json").read_text())["points"]
+        return point["metrics"]["psnr"], "measuring one" in capsys.readouterr().err
+
+    assert shown() == (before.value("psnr"), False)
+    make_tokenizer(seed=5).save_pretrained(folder / "tokenizer")
+    images = load_images(data)
+    expected = evaluate(make_tokenizer(seed=5), images).value("psnr")
+    assert expected != before.value("psnr")
+    assert shown() == (pytest.approx(expected), True)
+    evaluate(make_tokenizer(seed=5), load_images(replace(data, limit=2))).save(
+        folder / "evaluation.json"
+    )
+    assert shown() == (pytest.approx(expected), True)
+    tiled = replace(DEFAULT, tile=16)
+    evaluate(make_tokenizer(seed=5), images, protocol=tiled).save(folder / "evaluation.json")
+    assert shown() == (pytest.approx(expected), True)
 
 
 def test_command_takes_evaluations_alone(tmp_path, capsys):

@@ -208,6 +208,23 @@ def test_other_protocols_stand_side_by_side(runs, tmp_path):
     assert len(read_run(folder).rosettas) == 2
 
 
+def test_an_evaluation_of_other_weights_is_passed_over(tmp_path):
+    """A run that was trained on keeps the file; an older version wrote no hash to know it by."""
+    data = write_pictures(tmp_path / "pictures")
+    folder = write_run(tmp_path / "run", data)
+    measure(folder, data, "run")
+    assert read_run(folder).evaluation is not None
+    make_tokenizer(seed=5).save_pretrained(folder / "tokenizer")
+    run = read_run(folder)
+    assert run.evaluation is None
+    (sentence,) = run.missing
+    assert "evaluation.json is passed over (it is of other weights" in sentence
+    values = json.loads((folder / "evaluation.json").read_text())
+    del values["tokenizer"]["hash"]
+    (folder / "evaluation.json").write_text(json.dumps(values))
+    assert read_run(folder).evaluation is not None
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

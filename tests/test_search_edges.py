@@ -7,7 +7,7 @@ import pytest
 import torch
 from search_reference import BACKENDS, random_case, random_pair, reference_scores
 
-from vqkit.search import nearest, nearest_k, nearest_with_scores
+from vqkit.search import cuda, nearest, nearest_k, nearest_with_scores
 from vqkit.search.candidates import Judge
 
 
@@ -151,3 +151,8 @@ def test_strides_of_codes_decide_no_tie(seed, metric):
         ids = nearest(vectors, straight, metric, backend=backend)
         assert torch.equal(nearest(vectors, turned, metric, backend=backend), ids)
         assert torch.equal(nearest(vectors[None], turned[None], metric, backend=backend)[0], ids)
+
+
+def test_what_the_gpu_can_do_is_constant_to_the_compiler():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked) == vars(cuda.has_tensor_cores)

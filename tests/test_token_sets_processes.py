@@ -3,7 +3,6 @@
 Run as a script it is one process that is killed: see `main`.
 """
 
-import os
 import pickle
 import signal
 import socket
@@ -16,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 from feature_images import contents, image_folder
+from killed_processes import finish, kill_at_rename, start
 from token_cases import tokenizer
 
-import vqkit
 from vqkit import cli
 from vqkit.config import DataConfig
 from vqkit.tokens import TokenSet, write_token_set
@@ -53,25 +52,13 @@ def whole(images, tmp_path_factory):
     return contents(out)
 
 
-def start(*words, **environment):
-    paths = os.pathsep.join([str(Path(vqkit.__file__).parents[1]), str(Path(__file__).parent)])
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
-    command = [sys.executable, __file__, *map(str, words)]
-    return subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    error = process.communicate(timeout=200)[1]
-    return process.returncode, error
-
-
 @pytest.mark.slow
 def test_killed_twice(images, whole, tmp_path):
     """SIGKILL where a shard gets its name, then where a record does; places drawn at random."""
     out, source = tmp_path / "out", np.random.default_rng(3)
     # The facts of the set, then two files for each of six shards; a second run renames fewer.
-    for number, place in enumerate([2 + 2 * source.integers(0, 3), 1 + 2 * source.integers(0, 2)]):
-        code, error = finish(start("one", images, out, int(place)))
+    for number, place in enumerate([3 + 2 * source.integers(0, 3), 2 + 2 * source.integers(0, 2)]):
+        code, error = finish(start(__file__, "one", images, out, int(place)))
         assert code == -signal.SIGKILL, error
         assert (out / "unfinished.json").exists()
         assert list(out.glob(".*.part")), "it was about to rename something"
@@ -134,7 +121,7 @@ def test_an_error_of_a_worker_is_that_of_the_command(images, tmp_path):
 
 @pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(images, tmp_path):
-    process = start("workers", images, tmp_path / "out", -1)
+    process = start(__file__, "workers", images, tmp_path / "out", -1)
     found = b""
     while b" " not in found and process.poll() is None:
         time.sleep(0.05)
@@ -169,7 +156,7 @@ def test_two_processes_of_torchrun(images, whole, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both = [start("command", *command, RANK=str(rank), **variables) for rank in range(2)]
+    both = [start(__file__, "command", *command, RANK=str(rank), **variables) for rank in range(2)]
     for code, error in map(finish, both):
         assert code == 0, error
     assert contents(tmp_path / "out") == whole
@@ -214,7 +201,7 @@ def test_killed_at_any_moment_thirty_times(tmp_path):
     source, kills, ends = np.random.default_rng(0), 0, 0
     while kills < 30 or ends == 0:
         out = tmp_path / f"out{ends}"
-        process = start("workers" if kills % 3 == 0 else "one", images, out, -1)
+        process = start(__file__, "workers" if kills % 3 == 0 else "one", images, out, -1)
         while not Path(f"{out}.started").exists() and process.poll() is None:
             time.sleep(0.01)
         try:
@@ -234,20 +221,9 @@ def test_killed_at_any_moment_thirty_times(tmp_path):
 
 
 def main(case, images, out, place):
-    """Tokenize; kill this process at rename number `place`, or if it is negative be slow."""
+    """Tokenize with `kill_at_rename`."""
     torch.set_num_threads(1)
-    replace, count = os.replace, [0]
-
-    def deadly(part, path):
-        if count[0] == place:
-            os.kill(os.getpid(), signal.SIGKILL)
-        count[0] += 1
-        if place < 0:
-            time.sleep(0.02)
-            Path(f"{out}.started").touch()
-        replace(part, path)
-
-    os.replace = deadly
+    kill_at_rename(place, out)
     if case == "workers":
         note_workers(Path(f"{out}.workers"))
     run(images, out, workers=2 if case == "workers" else 1)

@@ -41,6 +41,10 @@ class Card:
     tokens: str
     """Fingerprint of the token set that it was trained on."""
 
+    def __post_init__(self) -> None:
+        require(self.channels > 0, f"channels={self.channels}", "a map has at least one")
+        require(min(self.grid) > 0, f"grid={self.grid}", "a map has at least one position")
+
     @property
     def num_classes(self) -> int:
         """K."""

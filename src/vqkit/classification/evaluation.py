@@ -66,7 +66,7 @@ def measure(
     device = classifier.mean.device
     sums = torch.zeros(3, dtype=torch.float64)
     mine = torch.arange(tokens.num_images)[ranks.rank() :: ranks.world_size()]
-    for rows in mine.split(batch_size):
+    for rows in mine.split(batch_size) if len(mine) else ():  # fewer images than processes
         labels = tokens.labels(rows)
         made = maps.of_images(tokens, rows, device)
         logits = classifier(classifier.normalised(made)).double().cpu()

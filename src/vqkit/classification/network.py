@@ -77,6 +77,30 @@ class Block(nn.Module):
         return branch * kept / (1 - self.drop)
 
 
+class ConvolutionalStem(nn.Sequential):
+    """Convolutions of 3 x 3 positions from D to W channels, GELU between them."""
+
+    def __init__(self, channels: int, width: int, count: int) -> None:
+        parts: list[nn.Module] = []
+        for number in range(count):
+            parts += [nn.GELU()] if number else []
+            parts += [nn.Conv2d(width if number else channels, width, 3, padding=1)]
+        super().__init__(*parts)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return features (B, N, W) of maps (B, D, h, w)."""
+        out: Tensor = super().forward(maps)
+        return out.flatten(2).transpose(1, 2)
+
+
+class LinearStem(nn.Linear):
+    """One linear layer for every position."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return features (B, N, W) of maps (B, D, h, w)."""
+        return super().forward(maps.flatten(2).transpose(1, 2))
+
+
 class TokenViT(nn.Module):
     """Classes of maps (B, D, h, w); a linear layer in place of the embedding of patches."""
 
@@ -85,7 +109,11 @@ class TokenViT(nn.Module):
     ) -> None:
         super().__init__()
         width = config.width
-        self.patch_embed = nn.Linear(channels, width)
+        self.patch_embed: LinearStem | ConvolutionalStem
+        if config.convolutions:
+            self.patch_embed = ConvolutionalStem(channels, width, config.convolutions)
+        else:
+            self.patch_embed = LinearStem(channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         places = grid_positions(*grid, width, torch.device("cpu"))
         self.pos_embed = nn.Parameter(F.pad(places, (0, 0, 1, 0))[None])  # (1, 1 + N, W)
@@ -105,13 +133,14 @@ class TokenViT(nn.Module):
                 nn.init.zeros_(module.bias)
         # Channels are normalised, so that what comes out is as large as MAE's patches and positions
         # are, however few channels there are.
-        nn.init.normal_(self.patch_embed.weight, std=self.patch_embed.in_features**-0.5)
+        if isinstance(self.patch_embed, LinearStem):
+            nn.init.normal_(self.patch_embed.weight, std=self.patch_embed.in_features**-0.5)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)  # MAE's: it begins by knowing nothing
 
     def features(self, maps: Tensor) -> Tensor:
         """Return the normalised mean over positions (B, W), or all positions (B, N W)."""
-        x = self.patch_embed(maps.flatten(2).transpose(1, 2))
+        x = self.patch_embed(maps)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
         for block in self.blocks:
             x = block(x)

@@ -10,17 +10,18 @@ Shapes: B images, C channels, H and W pixels, D features.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqkit.config import DataConfig, LogConfig, OptimConfig, require, to_dict
-from vqkit.config.core import check_at_least, from_dict
+from vqkit.config import from_dict, require, to_dict
+from vqkit.config.classification import PixelNetwork, PixelRun
+from vqkit.config.forms import check_form
 from vqkit.data import BatchStream, ImageSet, iterate_once, load_images, to_float
 from vqkit.data.transforms import with_channels
 from vqkit.metrics.features import Features
@@ -28,55 +29,14 @@ from vqkit.models import files
 from vqkit.models.discriminator import SyncedBatchNorm
 from vqkit.quantizers.ranks import rank, world_size
 from vqkit.training.fit import FitResult, fit
+from vqkit.training.settings_file import with_defaults
 
 PRODUCT = "classifier"
 """Folder of the finished classifier within its run."""
 _KIND = "pixels"
+_FORM = {"network": dict, "num_classes": int, "label_names": [str], "data": str}
 _PARTS = 4
 """Parts along each side whose means the hidden layer sees, whatever the size of the images."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PixelNetwork:
-    """What the classifier is made of."""
-
-    channels: Literal[1, 3] = 1
-    width: int = 32
-    """Channels after the first halving; after the second there are twice as many."""
-    halvings: int = 2
-    """How often height and width are halved: 2 for 28 pixels, 5 for 256."""
-    features: int = 128
-    """D: numbers before the last layer."""
-
-    def __post_init__(self) -> None:
-        check_at_least("network", self, ("width", "halvings", "features"), 1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PixelRun:
-    """One training of a classifier of pixels."""
-
-    name: str
-    data: DataConfig
-    """Real images with labels."""
-    test_data: DataConfig | None = None
-    """Held-out ones; accuracy on them is logged, and nothing is chosen by it."""
-    network: PixelNetwork = field(default_factory=PixelNetwork)
-    shift: int = 2
-    """Training images move by up to so many pixels, edges repeated."""
-    optim: OptimConfig
-    log: LogConfig = field(default_factory=LogConfig)
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        require(bool(self.name), "name=''", "a run needs a name")
-        require(self.shift >= 0, f"shift={self.shift}", "must not be negative")
-        for name, data in (("data", self.data), ("test_data", self.test_data)):
-            require(
-                data is None or data.channels == self.network.channels,
-                f"{name}.channels",
-                f"must equal network.channels={self.network.channels}",
-            )
 
 
 class PixelClassifier(nn.Module):
@@ -134,11 +94,10 @@ class PixelClassifier(nn.Module):
         try:
             values = files.read_config(place)
             require(values.get("classifier") == _KIND, "classifier", f"expected {_KIND!r}")
-            network = from_dict(PixelNetwork, values["network"])
-            model = cls(network, int(values["num_classes"]))
-            model.label_names = tuple(map(str, values["label_names"]))
-            model.data = str(values["data"])
-        except (ValueError, KeyError, TypeError) as error:
+            check_form(values, _FORM, files.CONFIG, "copy it again")
+            model = cls(from_dict(PixelNetwork, values["network"]), values["num_classes"])
+            model.label_names, model.data = tuple(values["label_names"]), values["data"]
+        except ValueError as error:
             problem = f"is no classifier of pixels ({error}); `vqkit classify pixels` trains one"
             raise ValueError(f"classifier={folder}: {problem}") from error
         weights = files.read_weights(place, values)
@@ -247,12 +206,20 @@ def train_pixel_classifier(
         optim=run.optim,
         log=run.log,
         seed=run.seed,
+        completed=_completed,
         resume=resume,
         progress=progress,
     )
 
 
 _OF_FIT = ("name", "optim", "log", "seed")
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Add to saved settings what an older version did not know."""
+    settings = with_defaults({**saved, **saved.get("pixel_classifier", {})}, PixelRun)
+    own = {name: value for name, value in settings.items() if name not in saved}
+    return {**saved, "pixel_classifier": own}
 
 
 def accuracy(classifier: PixelClassifier, images: ImageSet, batch_size: int = 256) -> float:

@@ -32,6 +32,10 @@ _OURS: Final = {
     "layernorm_after": "norm2",
 }
 """Parts of a layer of transformers -> of a block here; queries, keys and values are joined."""
+_EMBEDDINGS: Final = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+}
 _PARTS: Final = ("query", "key", "value")
 
 
@@ -68,9 +72,18 @@ def load_pretrained(model: TokenViT, place: str | Path, grid: tuple[int, int]) -
 def interpolated(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return positions (1, 1 + h w, W) for another grid than the square one they come from.
 
-    Bicubic, as MAE's fine-tuning does it; the first is that of the class token and stays.
+    Bicubic, as MAE's fine-tuning does it; the first is that of the class token and stays. Positions
+    of no square grid are a `ValueError`.
     """
-    side = math.isqrt(positions.shape[1] - 1)
+    shape = tuple(positions.shape)
+    rows = shape[1] - 1 if len(shape) == 3 and shape[0] == 1 else 0
+    require(
+        rows > 0 and math.isqrt(rows) ** 2 == rows,
+        "model.pretrained",
+        f"pos_embed has shape {shape}, expected (1, 1 + n², width) of a square grid; take weights "
+        "of MAE",
+    )
+    side = math.isqrt(rows)
     if grid == (side, side):
         return positions
     first, rest = positions[:, :1], positions[:, 1:].float()
@@ -91,14 +104,11 @@ def _file(place: Path) -> Path:
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the weights as `TokenViT` does."""
+    """Name the weights as `TokenViT` does; those that cannot be joined are left out."""
     found = {name.removeprefix("vit."): tensor for name, tensor in weights.items()}
     if "embeddings.position_embeddings" not in found:
         return found  # those of MAE's own code already are
-    ours = {
-        "cls_token": found["embeddings.cls_token"],
-        "pos_embed": found["embeddings.position_embeddings"],
-    }
+    ours = {new: found[old] for old, new in _EMBEDDINGS.items() if old in found}
     joined: dict[str, dict[str, Tensor]] = {}
     for name, tensor in found.items():
         layer = _LAYER.fullmatch(name)
@@ -111,5 +121,7 @@ def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part in _OURS:
             ours[f"blocks.{layer[1]}.{_OURS[part]}.{kind}"] = tensor
     for place, parts in joined.items():
-        ours[place] = torch.cat([parts[part] for part in _PARTS if part in parts])
+        shapes = {parts[part].shape if part in parts else None for part in _PARTS}
+        if len(shapes) == 1 and all(shapes):
+            ours[place] = torch.cat([parts[part] for part in _PARTS])
     return ours

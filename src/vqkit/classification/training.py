@@ -15,7 +15,7 @@ from vqkit.config.core import from_dict
 from vqkit.tokens import TokenSet
 from vqkit.training.fit import FitResult, fit
 from vqkit.training.run_folder import read_result
-from vqkit.training.settings_file import read_settings
+from vqkit.training.settings_file import read_settings, with_defaults
 
 FREE = ("tokens:", "held_out:", "tokenizer:", "model.pretrained:", "model.backbone:")
 """Settings that may change when a run is continued: where things lie."""
@@ -49,6 +49,7 @@ def train_classifier(
         seed=run.seed,
         groups=task.groups,
         free=FREE,
+        completed=lambda saved: with_defaults(saved, ClassifierRun),
         resume=resume,
         progress=progress,
     )

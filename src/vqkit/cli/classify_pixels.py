@@ -11,6 +11,7 @@ from vqkit.cli.console import say
 from vqkit.cli.options import Options, Values, merged, one_name
 from vqkit.cli.runs import remove_run
 from vqkit.config import from_dict
+from vqkit.config.classification import PixelRun
 
 _OPTIM: Final = {
     "num_steps": 1200,
@@ -31,7 +32,7 @@ def pixels(words: Sequence[str]) -> None:
     images twice, those of 256 pixels five times (--network.halvings). A run in the folder goes on.
     """
     name, rest = one_name(words, "name of the run", "train one at a time")
-    from vqkit.classification.pixels import PixelRun, train_pixel_classifier
+    from vqkit.classification.pixels import train_pixel_classifier
 
     options = Options("classify pixels NAME", pixels.__doc__)
     options.add("out", str, "folder of the run; default runs/NAME")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqkit.cli.console import say, tell
+from vqkit.cli.launch import own_device, processes
 from vqkit.cli.options import Options, Values, merged, one_name, split_names
 from vqkit.cli.runs import remove_run
 from vqkit.config import from_dict, require, to_dict
@@ -91,7 +92,7 @@ def evaluate(words: Sequence[str]) -> None:
 
     RUN is the folder of a run of `vqkit classify train`; several make one table, with the bits per
     pixel of their tokens. --tokens names one token set for each run, in their order (default: what
-    the run held out).
+    the run held out). The processes of torchrun share the images of each.
     """
     names, rest = split_names(words)
     options = Options("classify evaluate RUN ...", evaluate.__doc__)
@@ -104,20 +105,21 @@ def evaluate(words: Sequence[str]) -> None:
     for key in ("tokens", "tokenizer"):
         count = len(given.get(key, names))
         require(count == len(names), f"--{key}", f"names {count} folders for {len(names)} runs")
-    import torch
-
     from vqkit.classification import evaluate_run, held_out_of, table
     from vqkit.models.files import write_beside
     from vqkit.tokens import TokenSet
 
-    device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    rows = []
-    for number, name in enumerate(names):
-        place = given["tokens"][number] if "tokens" in given else held_out_of(name)
-        tokenizer = given["tokenizer"][number] if "tokenizer" in given else None
-        tokens = TokenSet.open(place)
-        tell(f"measuring {name} on {tokens.num_images:,} images of {place}")
-        rows.append(evaluate_run(name, tokens, tokenizer=tokenizer, device=device))
+    device, rows = own_device(given.get("device")), []
+    with processes() as first:
+        for number, name in enumerate(names):
+            place = given["tokens"][number] if "tokens" in given else held_out_of(name)
+            tokenizer = given["tokenizer"][number] if "tokenizer" in given else None
+            tokens = TokenSet.open(place)
+            if first:
+                tell(f"measuring {name} on {tokens.num_images:,} images of {place}")
+            rows.append(evaluate_run(name, tokens, tokenizer=tokenizer, device=device))
+    if not first:
+        return
     say(table(rows))
     if "json" in given:
         values = [row.values() for row in rows]

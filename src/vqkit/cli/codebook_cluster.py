@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqkit.cli.console import say
+from vqkit.cli.launch import processes, resumable
 from vqkit.cli.options import Options, split_names
 
 if TYPE_CHECKING:
     from vqkit.codebooks import CodebookFile
-
-HOURS_TO_WAIT = 24
-"""Processes wait for whoever fits the whitening, has the largest class or the slowest disk."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -62,35 +57,6 @@ def required(out: str | None) -> Path:
     if out is None:
         raise ValueError("out: no file is named; give --out FILE")
     return Path(out).expanduser()
-
-
-@contextmanager
-def processes() -> Iterator[bool]:
-    """Join the processes that torchrun has started, if it has; True in the first one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield True
-        return
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        yield dist.get_rank() == 0
-        return
-    dist.init_process_group("gloo", timeout=timedelta(hours=HOURS_TO_WAIT))
-    try:
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def resumable(fresh: bool = False) -> Iterator[None]:
-    """Tell who presses Ctrl-C that nothing is lost; --fresh once more would begin anew."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        command = "the same command without --fresh" if fresh else "the same command"
-        stop.args = (f"{str(stop) or 'interrupted'}; {command} goes on from here",)
-        raise
 
 
 def facts(book: CodebookFile) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqkit.cli.codebook_cluster import processes, resumable
 from vqkit.cli.console import say, tell
+from vqkit.cli.launch import own_device, processes, resumable
 from vqkit.cli.options import Options, Values, one_name
 from vqkit.cli.runs import kind_of
 from vqkit.config import DataConfig, from_dict
@@ -39,7 +38,7 @@ def run(words: Sequence[str]) -> None:
     chosen = {key: given.pop(key) for key in sorted(_PIXELS | _MODELS) if key in given}
     encoder = _encoder(given.pop("encoder", "pixels"), chosen, given.get("seed", 0))
     fresh = given.pop("fresh")
-    given["device"] = _device(given.get("device"))
+    given["device"] = own_device(given.get("device"))
     with processes() as first, resumable(fresh):
         found = extract(data, encoder, name, resume=not fresh, **given)
     if first:
@@ -133,13 +132,3 @@ def _encoder(name: str, options: Values, seed: int) -> PatchEncoder:
 def _refuse(options: Values, names: set[str], problem: str) -> None:
     for name in sorted(names & options.keys()):
         raise ValueError(f"{name}={options[name]!r}: {problem}; leave it out")
-
-
-def _device(wanted: str | None) -> str:
-    import torch
-
-    if wanted is None:
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and "LOCAL_RANK" in os.environ:
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return wanted

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vqkit.cli.codebook_cluster import add_kmeans_options, facts, required, resumable
+from vqkit.cli.codebook_cluster import add_kmeans_options, facts, required
 from vqkit.cli.console import say
+from vqkit.cli.launch import resumable
 from vqkit.cli.options import Options, Values, one_name, split_names
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqkit.cli.codebook_cluster import required, resumable
+from vqkit.cli.codebook_cluster import required
 from vqkit.cli.console import say
+from vqkit.cli.launch import resumable
 from vqkit.cli.options import Options, Values, split_names
 
 if TYPE_CHECKING:

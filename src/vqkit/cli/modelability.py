@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from vqkit.cli.console import plain_warnings, say, tell
 from vqkit.cli.options import Options, Values, split_names
@@ -94,8 +94,9 @@ def _evaluation(folder: str) -> dict[str, float | None]:
     if not path.is_file():
         tell(f"{path}: is not there; vqkit evaluate {folder} would write it")
         return {}
-    values: Any = json.loads(path.read_text(encoding="utf-8"))
-    return {metric["name"]: metric["value"] for metric in values["metrics"]}
+    from vqkit.evaluation import Evaluation
+
+    return {metric.name: metric.value for metric in Evaluation.load(path).metrics}
 
 
 def _table(found: Sequence[Modelability], qualities: Sequence[dict[str, float | None]]) -> str:

@@ -25,10 +25,11 @@ def run(words: Sequence[str]) -> None:
 
     A NAME is the folder of a run, a tokenizer (folder or hub id), or the JSON file of an
     evaluation. Runs and tokenizers are measured on --data, by default the test images that the
-    first run names; an `evaluation.json` of a run that fits is taken as it is. Their tokens are
-    written as one .vqk file for every image, with the frequencies in their folder, if any. PNG,
-    JPEG, WebP and AVIF are measured on the same images, unless there are only evaluation files.
-    Points of one method form a curve: the preset, or what stands before = in METHOD=NAME.
+    first run names; an `evaluation.json` of a run is taken as it is if it is of these images, of
+    the usual protocol and of the weights that the run has now. Their tokens are written as one
+    .vqk file for every image, with the frequencies in their folder, if any. PNG, JPEG, WebP and
+    AVIF are measured on the same images, unless there are only evaluation files. Points of one
+    method form a curve: the preset, or what stands before = in METHOD=NAME.
     """
     names, rest = split_names(words)
     given = _options().parse(rest)
@@ -137,7 +138,6 @@ def _point(
     from vqkit.evaluation import evaluate
     from vqkit.evaluation.curves import point_of
     from vqkit.evaluation.rate_distortion import measure_coded
-    from vqkit.metrics import DEFAULT
 
     found = entry.evaluation
     if entry.tokenizer is None or images is None:
@@ -149,8 +149,7 @@ def _point(
     except (RuntimeError, AssertionError) as error:  # torch's way to refuse a device
         raise ValueError(f"device={device!r}: {error}") from error
     size, show = given.get("batch_size", 16), progress_of(entry.label)
-    usual = DEFAULT.on(images.fingerprint(), len(images))
-    if found is None or replace(found.protocol, measures="") != usual:
+    if found is None or not _is_of(found, tokenizer, images):
         tell(f"measuring {entry.label} on {len(images):,} images")
         with plain_warnings():
             found = evaluate(tokenizer, images, batch_size=size, name=entry.label, progress=show)
@@ -164,3 +163,13 @@ def _point(
         coded = measure_coded(tokenizer, images, frequencies=table, batch_size=size, progress=show)
     named = replace(point_of(found, method=entry.method, coded=coded), name=entry.label)
     return named, found
+
+
+def _is_of(found: Evaluation, tokenizer: ImageTokenizer, images: ImageSet) -> bool:
+    """Whether an evaluation is what measuring this tokenizer on these images would give."""
+    from vqkit.metrics import DEFAULT
+    from vqkit.tokens import tokenizer_hash
+
+    usual = DEFAULT.on(images.fingerprint(), len(images))
+    alike = replace(found.protocol, measures="") == usual
+    return alike and found.tokenizer.get("hash") == tokenizer_hash(tokenizer)

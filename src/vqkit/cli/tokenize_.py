@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vqkit.cli.codebook_cluster import processes, resumable
 from vqkit.cli.compress import long_out, on_device, required_out
 from vqkit.cli.console import plain_warnings, say, tell
+from vqkit.cli.launch import own_device, processes, resumable
 from vqkit.cli.options import Options, Values, one_name
 from vqkit.cli.runs import load, test_images
 from vqkit.config import DataConfig, RunConfig
@@ -33,7 +33,7 @@ def run(words: Sequence[str]) -> None:
     data = _images(config, {"channels": channels, **given.pop("data", {})})
     from vqkit.tokens import write_token_set
 
-    tokenizer = on_device(contestant.tokenizer, _device(given.pop("device", None)))
+    tokenizer = on_device(contestant.tokenizer, own_device(given.pop("device", None)))
     fresh = given.pop("fresh")
     del given["out"]
     with processes() as first, resumable(fresh), plain_warnings():
@@ -89,12 +89,3 @@ def _images(config: RunConfig | None, changes: Values) -> DataConfig:
     if data.crop == "random":
         data = replace(data, crop="center", crops_per_image=1)
     return test_images(replace(config, test_data=replace(data, flip=False)), changes)
-
-
-def _device(wanted: str | None) -> str | None:
-    """Give every process of torchrun its own GPU."""
-    import torch
-
-    if wanted in (None, "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return wanted

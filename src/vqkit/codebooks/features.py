@@ -17,6 +17,7 @@ from torch import Tensor
 from vqkit.clustering.shards import NpyShards
 from vqkit.codebooks.set_folders import FORMAT, MANIFEST, UNFINISHED, read_object
 from vqkit.config import require
+from vqkit.config.forms import check_form
 from vqkit.weights import sha256_of
 
 SAME_ENCODER: Final = (
@@ -24,6 +25,18 @@ SAME_ENCODER: Final = (
     *("value_range", "scale", "mean", "std"),
 )
 """What two encoders must have in common for their features to lie in one space."""
+_FILE: Final = {"file": str, "bytes": int, "sha256": str}
+_FORM: Final = {
+    "dim": int,
+    "dtype": str,
+    "num_vectors": int,
+    "encoder": dict,
+    "data": dict,
+    "groups": (None, [str]),
+    "skipped": list,
+    "shards": [{**_FILE, "rows": int}],
+}
+"""What every manifest has."""
 _AGAIN: Final = "extract again with --fresh"
 _GOES_ON: Final = "is not finished; the command that began it goes on from there (without --fresh)"
 
@@ -202,9 +215,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         f"{where}: format={manifest.get('format')!r}",
         f"this version reads format {FORMAT}; {_AGAIN}",
     )
-    needed = ("dim", "dtype", "num_vectors", "encoder", "data", "groups", "skipped", "shards")
-    absent = [name for name in needed if name not in manifest]
-    require(not absent, where, f"its {MANIFEST} lacks {', '.join(absent)}; {_AGAIN}")
+    check_form(manifest, _FORM, f"{folder / MANIFEST}", _AGAIN)
     require(bool(manifest["shards"]), where, f"holds no features; {_AGAIN}")
     rows = sum(shard["rows"] for shard in manifest["shards"])
     require(
@@ -215,6 +226,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest["groups"] is not None:
         missing = [shard["file"] for shard in manifest["shards"] if not shard.get("groups")]
         require(not missing, where, f"has no groups for {', '.join(missing[:3])}; {_AGAIN}")
+        form = {"shards": [{"groups": _FILE}]}
+        check_form(manifest, form, f"{folder / MANIFEST}", _AGAIN)
     return manifest
 
 

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from vqkit.config import require
+from vqkit.config.core import short
+from vqkit.config.forms import check_form
 from vqkit.models.files import write_beside
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 UNFINISHED: Final = "unfinished.json"
 GROUPS: Final = "groups"
+_AGAIN: Final = "begin again with resume=False (--fresh)"
 _RECORD: Final = re.compile(r"\d{5,}\.json")
 _PART: Final = re.compile(r"\..+\.part")
 
@@ -50,7 +53,10 @@ def read_records(folder: Path, count: int) -> dict[int, dict[str, Any]]:
         if not path.is_file():
             continue
         record = read_object(path)
+        check_form(record, {"rows": int, "skipped": list}, f"{path}", _AGAIN)
         files = [part for part in (record, record.get("groups")) if part and record["rows"]]
+        for part in files:
+            check_form(part, {"file": str, "bytes": int}, f"{path}", _AGAIN)
         sizes = [_size(folder / part["file"]) == part["bytes"] for part in files]
         if all(sizes):  # a file that somebody took away is written again
             found[number] = record
@@ -132,13 +138,8 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
         elif name == "encoder.sha256" and value is None:
             continue  # whitening to be fitted; `encoder.whitening` tells that it was there too
         elif value != other and name not in ("data.path", "encoder.name"):
-            differ.append(f"{name} ({_short(other)} there, {_short(value)} here)")
+            differ.append(f"{name} ({short(other)} there, {short(value)} here)")
     return differ
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def tidy(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings of a classifier of token maps, and of its training on a token set."""
+"""Settings of classifiers, of token maps and of pixels, and of their training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vqkit.config.core import check_at_least, check_choice, require
+from vqkit.config.data import DataConfig
 from vqkit.config.optim import OptimConfig
 from vqkit.config.run import LogConfig
 
@@ -29,6 +30,10 @@ class ViTClassifier:
     pooling: Pooling = "mean"
     """What the last layer sees: the `mean` over positions, MAE's, or all of them (`none`), which
     learns sooner from few images."""
+    convolutions: int = 0
+    """3 x 3 convolutions that read the map in place of one linear layer, with GELU between them
+    ("early convolutions", arXiv:2106.14881): they know what is near, which takes a transformer long
+    to find out from few images."""
     pretrained: str | None = None
     """Weights to begin with: a folder as transformers saves ViTMAE (`facebook/vit-mae-base`), or a
     file of MAE's own code; None begins from nothing."""
@@ -37,6 +42,7 @@ class ViTClassifier:
 
     def __post_init__(self) -> None:
         check_at_least("model", self, ("layers", "heads", "width", "mlp"), 1)
+        check_at_least("model", self, ("convolutions",), 0)
         require(
             self.width % self.heads == 0 and self.width % 4 == 0,
             f"model.width={self.width}",
@@ -121,3 +127,46 @@ class ClassifierRun:
 def _check_shares(section: str, **shares: float) -> None:
     for name, value in shares.items():
         require(0 <= value < 1, f"{section}.{name}={value}", "must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelNetwork:
+    """What a classifier of pixels is made of."""
+
+    channels: Literal[1, 3] = 1
+    width: int = 32
+    """Channels after the first halving; after the second there are twice as many."""
+    halvings: int = 2
+    """How often height and width are halved: 2 for 28 pixels, 5 for 256."""
+    features: int = 128
+    """D: numbers before the last layer."""
+
+    def __post_init__(self) -> None:
+        check_at_least("network", self, ("width", "halvings", "features"), 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelRun:
+    """One training of a classifier of pixels."""
+
+    name: str
+    data: DataConfig
+    """Real images with labels."""
+    test_data: DataConfig | None = None
+    """Held-out ones; accuracy on them is logged, and nothing is chosen by it."""
+    network: PixelNetwork = field(default_factory=PixelNetwork)
+    shift: int = 2
+    """Training images move by up to so many pixels, edges repeated."""
+    optim: OptimConfig
+    log: LogConfig = field(default_factory=LogConfig)
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "name=''", "a run needs a name")
+        require(self.shift >= 0, f"shift={self.shift}", "must not be negative")
+        for name, data in (("data", self.data), ("test_data", self.test_data)):
+            require(
+                data is None or data.channels == self.network.channels,
+                f"{name}.channels",
+                f"must equal network.channels={self.network.channels}",
+            )

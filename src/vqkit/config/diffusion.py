@@ -180,7 +180,7 @@ class DiffusionSampling:
     """Share of fresh noise in a step of `ddim`: 0 none, 1 as much as `ddpm`."""
     diffusion: float = 1.0
     """Of `sde`: the noise put in and taken out again at time t, `diffusion × t` per unit of time
-    (SiT's "sigma")."""
+    (SiT's form "sigma"; the `diffusion norm` of its code is half of this)."""
     atol: float = 1e-6
     rtol: float = 1e-3
     """Errors that `dopri5` allows in a step, for each sample by itself."""

@@ -20,6 +20,7 @@ from vqkit.metrics.measures import SetMeasure
 from vqkit.models import ImageTokenizer, decode_tiled, encode_tiled
 from vqkit.models.tokenizer import evaluation_mode
 from vqkit.quantizers.ranks import world_size
+from vqkit.tokens.frequencies import tokenizer_hash
 from vqkit.training.machine import describe_machine
 
 CPU_PIXELS: Final = 2**17
@@ -131,9 +132,13 @@ def evaluate_under(
     _check_lossless(sums)
     facts = describe_machine(_device(tokenizer), share[1])
     seconds = time.perf_counter() - began
+    results = (_result(name, tokenizer, sums, scoring, image_set) for scoring in sums.scorings)
+    hashed = tokenizer_hash(tokenizer)
     return tuple(
-        replace(_result(name, tokenizer, sums, scoring, image_set), machine=facts, seconds=seconds)
-        for scoring in sums.scorings
+        replace(
+            found, tokenizer={**found.tokenizer, "hash": hashed}, machine=facts, seconds=seconds
+        )
+        for found in results
     )
 
 

@@ -62,7 +62,7 @@ class Evaluation:
     codebook_floats: int
     """Numbers in the codebooks that a decoder needs."""
     tokenizer: dict[str, Any]
-    """`ImageTokenizer.describe` at the size of the first image."""
+    """`ImageTokenizer.describe` at the size of the first image, and `hash` (`tokenizer_hash`)."""
     tokenizer_seconds: float
     """Wall time of encode and decode, in this process."""
     seconds: float = 0.0

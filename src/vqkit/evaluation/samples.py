@@ -139,12 +139,7 @@ def score_samples(
         found = [one.end_class(label) for one in passes]
         if label is not None:
             known = 0 if classifier is None else classifier.num_classes
-            counts = torch.cat(read).bincount(minlength=known).tolist() if read else ()
-            distance = next((one for one in found if one is not None), None)
-            score = ClassScore(
-                label=label, num_images=len(indices), read_as=tuple(counts), distance=distance
-            )
-            classes.append(score)
+            classes.append(_class_score(label, len(indices), read, known, found))
     results = [found for one in passes for found in one.results(len(images))]
     if classifier is not None:
         results.append(_consistency(classes))
@@ -156,6 +151,19 @@ def score_samples(
         facts=tuple(one.facts() for one in passes),
         origin=dict(origin or {}),
     )
+
+
+def _class_score(
+    label: int,
+    num_images: int,
+    read: Sequence[Tensor],
+    known: int,
+    distances: Sequence[float | None],
+) -> ClassScore:
+    """Sum up a class: its images `read` as one of `known` classes, and how far they are."""
+    counts = torch.cat(list(read)).bincount(minlength=known).tolist() if read else ()
+    distance = next((one for one in distances if one is not None), None)
+    return ClassScore(label=label, num_images=num_images, read_as=tuple(counts), distance=distance)
 
 
 def _together(images: ImageSet, indices: Sequence[int]) -> Tensor:

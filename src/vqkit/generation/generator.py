@@ -6,6 +6,7 @@ card) and `model.safetensors`.
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vqkit.config import require
+from vqkit.config import from_dict, require
 from vqkit.models import ImageTokenizer
 from vqkit.models.files import read_config, write_model
 from vqkit.quantizers import Slot
@@ -44,15 +45,16 @@ class Card:
 
     def __post_init__(self) -> None:
         require(bool(self.slots), "slots=()", "a position has at least one token")
+        codes = min(slot.num_codes for slot in self.slots)
+        require(codes > 0, f"slots: num_codes={codes}", "a token has at least one code")
+        require(min(self.grid) > 0, f"grid={self.grid}", "has at least one position")
+        require(self.num_classes >= 0, f"num_classes={self.num_classes}", "cannot be negative")
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Card:
-        """Rebuild a card from the JSON values of `to_values`."""
-        known = dict(values)
-        known["grid"] = tuple(known["grid"])
-        known["slots"] = tuple(Slot(**slot) for slot in known["slots"])
-        known["label_names"] = tuple(known["label_names"])
-        return cls(**known)
+    def from_values(cls, values: dict[str, Any]) -> Card:
+        """Rebuild a card from the JSON values of `to_values`; others are a `ValueError`."""
+        card: Card = from_dict(cls, values, "card.")
+        return card
 
     def to_values(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -70,6 +72,7 @@ class Generator(ABC):
     def __init__(self, card: Card, network: torch.nn.Module) -> None:
         self.card = card
         self.network = network.eval()
+        self._checked: tuple[weakref.ref[ImageTokenizer], list[tuple[int, int]]] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -148,6 +151,22 @@ class Generator(ABC):
         """Write `config.json` and `model.safetensors` into `folder`."""
         save_generator(folder, self.kind, self.settings(), self.card, self.network.state_dict())
 
+    def check_tokenizer(self, tokenizer: ImageTokenizer) -> None:
+        """Raise `ValueError` unless this is the tokenizer whose tokens are written.
+
+        Its hash is computed once, and again when a tensor of it was moved or written to.
+        """
+        state, before = _state_of(tokenizer), self._checked
+        if before is not None and before[0]() is tokenizer and before[1] == state:
+            return
+        found, known = tokenizer_hash(tokenizer), self.card.tokenizer
+        require(
+            found == known,
+            f"tokenizer {found[:16]}",
+            f"this generator writes tokens of tokenizer {known[:16]}; load that one",
+        )
+        self._checked = weakref.ref(tokenizer), state
+
     def check_request(
         self, tokenizer: ImageTokenizer, labels: Tensor | None, count: int | None
     ) -> Tensor:
@@ -158,7 +177,7 @@ class Generator(ABC):
                 asked of one that knows none, no class of one that never saw it hidden, or neither
             labels nor a count.
         """
-        check_tokenizer(self.card.tokenizer, tokenizer)
+        self.check_tokenizer(tokenizer)
         known = self.num_classes
         if labels is None:
             require(count is not None, "labels=None", "say how many images: count=")
@@ -183,14 +202,10 @@ class Generator(ABC):
         return labels.cpu()
 
 
-def check_tokenizer(known: str, tokenizer: ImageTokenizer) -> None:
-    """Raise `ValueError` unless this is the tokenizer of hash `known`, whose tokens are written."""
-    found = tokenizer_hash(tokenizer)
-    require(
-        found == known,
-        f"tokenizer {found[:16]}",
-        f"this generator writes tokens of tokenizer {known[:16]}; load that one",
-    )
+def _state_of(tokenizer: ImageTokenizer) -> list[tuple[int, int]]:
+    """Where the tensors of a tokenizer lie, and how often each was written to."""
+    tensors = tokenizer.state_dict().values()
+    return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors]
 
 
 def save_generator(
@@ -208,7 +223,7 @@ def read_generator(folder: Path) -> tuple[dict[str, Any], Card]:
     """
     config = read_config(folder)
     require(
-        "generator" in config and "card" in config,
+        {"generator", "model", "card"} <= config.keys(),
         f"{folder}",
         "holds no generator; name the folder of a run of vqkit train --tokens",
     )

@@ -19,7 +19,7 @@ from vqkit.data import to_uint8
 from vqkit.data.transforms import to_picture
 from vqkit.evaluation.picture import png_bytes_of
 from vqkit.generation import id_set
-from vqkit.generation.generator import Generator, check_tokenizer
+from vqkit.generation.generator import Generator
 from vqkit.generation.pictures import Row, draw_rows
 from vqkit.generation.provenance import Line, Origin, Provenance
 from vqkit.models import ImageTokenizer
@@ -94,7 +94,7 @@ def draw_images(
     require(1 <= count <= MOST, f"count={count}", f"must be 1 to {MOST:,}")
     require(columns >= 1, f"columns={columns}", "must be at least 1")
     wanted = _wanted(generator, classes)
-    check_tokenizer(generator.tokenizer, tokenizer)  # before anything is written
+    generator.check_tokenizer(tokenizer)  # before anything is written
     common = Origin(
         generator=origin,
         kind=generator.kind,

@@ -149,10 +149,20 @@ def modelability(
     train_generator(run, out, progress=progress)
     if measuring is not None:
         measuring(run.name)
+    found = _measured(run, out, train, test, steps * batch_size * operations)
+    write_beside(Path(out) / RESULT, (json.dumps(found.to_dict(), indent=2) + "\n").encode())
+    return found
+
+
+def _measured(
+    run: GeneratorRun, out: Path | str, train: TokenSet, test: TokenSet, compute: float
+) -> Modelability:
+    """Measure the finished GPT of a run, whose training took `compute`, on held-out tokens."""
     network = load_generator(out).network
     assert isinstance(network, GPT)
+    card, optim = card_of(train, conditional=False), run.optim
     positions = card.grid[0] * card.grid[1]
-    found = Modelability(
+    return Modelability(
         name=run.name,
         bits_per_image=measure_bits(network, test)["bits_per_image"],
         nominal_bits=positions * sum(math.log2(slot.num_codes) for slot in card.slots),
@@ -160,18 +170,16 @@ def modelability(
         pixels=math.prod(_sizes(test)),
         num_tokens=positions * len(card.slots),
         num_images=test.num_images,
-        compute=steps * batch_size * operations,
-        steps=steps,
-        batch_size=batch_size,
-        epochs=steps * batch_size / train.num_images,
+        compute=compute,
+        steps=optim.num_steps,
+        batch_size=optim.batch_size,
+        epochs=optim.num_steps * optim.batch_size / train.num_images,
         parameters=sum(p.numel() for p in network.parameters()),
         tokens=train.fingerprint,
         held_out=test.fingerprint,
         tokenizer=train.tokenizer,
-        seed=seed,
+        seed=run.seed,
     )
-    write_beside(Path(out) / RESULT, (json.dumps(found.to_dict(), indent=2) + "\n").encode())
-    return found
 
 
 def steps_for(tokens: TokenSet, compute: float, batch_size: int = BATCH) -> tuple[int, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from vqkit import __version__
-from vqkit.config import require
+from vqkit.config import from_dict, require
 from vqkit.models.files import CONFIG, write_beside
 
 FILE: Final = "provenance.jsonl"
@@ -74,11 +74,11 @@ class Line:
         """Read a line; another one is a `ValueError`."""
         try:
             values = json.loads(text)
-            names = Origin.__dataclass_fields__
-            origin = Origin(**{name: values.pop(name) for name in names})
-            return cls(origin=origin, **values)
+            origin = {name: values.pop(name) for name in Origin.__dataclass_fields__}
+            line: Self = from_dict(cls, {**values, "origin": origin})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{FILE}: {text[:80]!r} tells of no image") from error
+        return line
 
 
 class Provenance:

@@ -14,6 +14,7 @@ from vqkit.generation.generator import PRODUCT, Card
 from vqkit.generation.gpt.task import GPTTask
 from vqkit.tokens import TokenSet
 from vqkit.training.fit import FitResult, Task, fit
+from vqkit.training.settings_file import with_defaults
 
 
 def train_generator(
@@ -43,6 +44,7 @@ def train_generator(
         log=run.log,
         seed=run.seed,
         free=("tokens:", "held_out:"),  # where they lie; their fingerprints must be the same
+        completed=lambda saved: with_defaults(saved, GeneratorRun),
         resume=resume,
         progress=progress,
     )

@@ -95,9 +95,12 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         """Return the normalised map, of the shape and type of `x`."""
         if not self.training or ranks.world_size() == 1:
             return super().forward(x)
-        return self._joined(x)
+        joined = self._joined
+        if torch.compiler.is_compiling():  # cannot trace collectives
+            joined = torch.compiler.disable(joined)
+        out: Tensor = joined(x)
+        return out
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives
     def _joined(self, x: Tensor) -> Tensor:
         wide = x.float()
         here = wide.new_full((1,), x.numel() // x.shape[1])

@@ -21,6 +21,7 @@ from vqkit.evaluation import Evaluation
 from vqkit.evaluation.rosetta import FORMAT as ROSETTA
 from vqkit.metrics import DEFAULT
 from vqkit.models import ImageTokenizer
+from vqkit.tokens import tokenizer_hash
 from vqkit.training import load_run, read_log, run_folder
 from vqkit.training.stops import read_stop
 
@@ -163,7 +164,7 @@ def _training_folder(
             _, tokenizer = load_run(path)
         except (ValueError, OSError) as error:
             missing.append(f"its tokenizer cannot be loaded ({error}): no pictures.")
-    usual, others, damaged = _evaluations(path)
+    usual, others, damaged = _evaluations(path, tokenizer)
     translated, broken = _rosettas(path)
     return Run(
         name=str(settings.get("name") or path.name),
@@ -181,13 +182,13 @@ def _training_folder(
 
 
 def _tokenizer_folder(place: str | Path, path: Path, tokenizer: ImageTokenizer | None) -> Run:
-    usual, others, damaged = _evaluations(path)
     missing = ["a tokenizer alone: no curves, training time and settings of the training."]
     if tokenizer is None:
         try:
             tokenizer = ImageTokenizer.from_pretrained(path).eval()
         except (ValueError, OSError) as error:
             missing.append(f"it cannot be loaded ({error}): no pictures.")
+    usual, others, damaged = _evaluations(path, tokenizer)
     return Run(
         name=_short(place) if path.name == run_folder.TOKENIZER else path.resolve().name,
         place=str(place),
@@ -199,10 +200,16 @@ def _tokenizer_folder(place: str | Path, path: Path, tokenizer: ImageTokenizer |
     )
 
 
-def _evaluations(path: Path) -> tuple[Evaluation | None, tuple[Evaluation, ...], list[str]]:
-    """Read `evaluation.json`, the usual one if it is of the default protocol, and the others."""
+def _evaluations(
+    path: Path, tokenizer: ImageTokenizer | None
+) -> tuple[Evaluation | None, tuple[Evaluation, ...], list[str]]:
+    """Read `evaluation.json`, the usual one if it is of the default protocol, and the others.
+
+    Those of other weights than the tokenizer has are passed over, as far as they say so.
+    """
     usual: Evaluation | None = None
     others, damaged = [], []
+    hashes = (None,) if tokenizer is None else (None, tokenizer_hash(tokenizer))
     for file in [path / EVALUATION, *sorted(path.glob("evaluation-*.json"))]:
         if not file.is_file():
             continue
@@ -210,6 +217,10 @@ def _evaluations(path: Path) -> tuple[Evaluation | None, tuple[Evaluation, ...],
             found = Evaluation.load(file)
         except ValueError as error:
             damaged.append(f"{file.name} is passed over ({error}).")
+            continue
+        if tokenizer is not None and found.tokenizer.get("hash") not in hashes:
+            why = "it is of other weights than the run has now; vqkit evaluate measures again"
+            damaged.append(f"{file.name} is passed over ({why}).")
             continue
         if file.name == EVALUATION and found.protocol.name == DEFAULT.name:
             usual = found

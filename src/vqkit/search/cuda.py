@@ -53,15 +53,17 @@ def fits(codes: Tensor, metric: Metric) -> bool:
     if codes.shape[-2] > MAX_CODES:
         return False
     if codes.device.type == "cuda":
-        return _has_tensor_cores(codes.device.index)
+        return has_tensor_cores(codes.device.index)
     return codes.device.type == "cpu" and interpreted()
 
 
-def _capable(index: int | None) -> bool:
+def has_tensor_cores(index: int | None) -> bool:
+    """Tell whether a device has the tensor cores that the kernels need; constant for a compiler."""
     return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
-_has_tensor_cores = torch.compiler.assume_constant_result(_capable)
+# All that `torch.compiler.assume_constant_result` does, but for importing the whole compiler.
+vars(has_tensor_cores)["_dynamo_marked_constant"] = True
 
 
 def nearest(vectors: Tensor, codes: Tensor, metric: Metric) -> Tensor:

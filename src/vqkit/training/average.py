@@ -27,10 +27,16 @@ class WeightAverage:
             self.weights[name].lerp_(parameter.detach(), 1 - decay)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Continue from saved `weights`."""
-        for name, weight in weights.items():
-            self.weights[name].copy_(weight)
+        """Continue from saved `weights`, with or without all names of those that are tied."""
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
+
+    def by_name(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the averages by the names of `state_dict`: tied parameters have several."""
+        first = {parameter: name for name, parameter in model.named_parameters()}
+        every = model.named_parameters(remove_duplicate=False)
+        return {name: self.weights[first[parameter]] for name, parameter in every}
 
     def state_for(self, model: nn.Module) -> dict[str, Tensor]:
         """Return a `state_dict` for `model`: averaged parameters, its own buffers."""
-        return {**model.state_dict(), **self.weights}
+        return {**model.state_dict(), **self.by_name(model)}

@@ -17,6 +17,7 @@ from typing import Any
 from vqkit.config import LogConfig, OptimConfig
 from vqkit.training import endings, fit_folder
 from vqkit.training.claim import claimed
+from vqkit.training.fit_folder import Completed
 from vqkit.training.fit_run import FitRun
 from vqkit.training.fit_task import Groups, Task, equal_parts
 from vqkit.training.interrupt import Interrupt
@@ -50,6 +51,7 @@ def fit(
     parts: Callable[[Any, int], Sequence[Any]] = equal_parts,
     groups: Groups | None = None,
     free: Sequence[str] = (),
+    completed: Completed = dict,
     resume: bool = True,
     progress: bool = True,
 ) -> FitResult:
@@ -84,6 +86,7 @@ def fit(
             `lr_scale` (1) and `weight_decay` (that of `optim`) where they differ.
         free: beginnings of dotted names of settings that a continued run may change, such as
             `tokens:` (the token set's place; its fingerprint is among `task.facts()`).
+        completed: adds to saved settings what an older version did not know, with its default.
         resume: False refuses a folder that holds a run.
         progress: show steps, loss and time left on stderr.
 
@@ -100,7 +103,9 @@ def fit(
     wanted = fit_folder.settings_of(settings, product, name, optim, log, seed)
     with claimed(folder):
         if os.environ.get("RANK", "0") == "0":  # of several, the one that claims the folder
-            fit_folder.check_settings(folder, wanted, optim, resume=resume, free=free)
+            fit_folder.check_settings(
+                folder, wanted, optim, resume=resume, free=free, completed=completed
+            )
         run = FitRun(task, folder, wanted, optim, log, parts=parts, groups=groups)
         if not run.finished:
             if not run.complete:  # else it was stopped between its last checkpoint and its result

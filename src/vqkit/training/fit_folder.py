@@ -7,7 +7,7 @@ the folder of the finished thing.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from vqkit.config import LogConfig, OptimConfig, to_dict
 from vqkit.training.checkpoint import checkpoint_folder, list_checkpoints, newest_checkpoint
 from vqkit.training.run_folder import read_result
-from vqkit.training.settings_file import refuse_changes, saved_settings
+from vqkit.training.settings_file import refuse_changes, saved_settings, with_defaults
 
 FREE: Final = ("log.", "optim.accumulate:", "optim.compile:")
 """What may always change when a run is continued."""
+Completed = Callable[[dict[str, Any]], dict[str, Any]]
+"""Adds what an older version did not save to settings (`settings_file.with_defaults`)."""
 
 
 def settings_of(
@@ -43,10 +45,12 @@ def check_settings(
     *,
     resume: bool,
     free: Sequence[str] = (),
+    completed: Completed = dict,
 ) -> None:
     """Raise `ValueError` if `folder` holds what a run with the settings `wanted` may not continue.
 
-    `FREE` settings and those that begin as `free` says may differ (`refuse_changes`). A run that
+    `FREE` settings and those that begin as `free` says may differ (`refuse_changes`); settings that
+    an older version did not save are those that `completed` adds, and defaults. A run that
     was stopped before its first checkpoint may be begun again with any settings.
     """
     saved = saved_settings(folder, resume=resume)
@@ -54,6 +58,9 @@ def check_settings(
         return
     if not list_checkpoints(folder) and read_result(folder, wanted["product"]) is None:
         return  # nothing is there to be continued
+    saved = completed(saved)
+    for part, kind in (("optim", OptimConfig), ("log", LogConfig)):
+        saved[part] = with_defaults(saved.get(part), kind)
     refuse_changes(folder, saved, wanted, optim, (*FREE, *free))
 
 

@@ -164,7 +164,7 @@ class FitTrainer:
             model=self.model.state_dict(),
             optimizer=optimizer_tensors(self.optimizer, self._names()),
             trainer={},
-            average=self.average.weights if self.average is not None else None,
+            average=self.average.by_name(self.model) if self.average is not None else None,
             record=record,
         )
 

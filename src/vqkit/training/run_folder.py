@@ -39,6 +39,7 @@ from vqkit.training.settings_file import (
     read_settings,
     refuse_changes,
     saved_settings,
+    with_defaults,
     write_json,
 )
 from vqkit.weights import sha256_of
@@ -85,7 +86,7 @@ def check_settings(folder: Path, config: RunConfig, *, resume: bool) -> None:
     if not list_checkpoints(folder) and read_result(folder) is None:
         return  # it was stopped before its first checkpoint: nothing is there to be continued
     wanted = config_to_json(config)
-    saved = _with_defaults(saved)
+    saved = with_defaults(saved, RunConfig, config_to_json)
     _take_over_codebooks(saved, wanted)
     refuse_changes(folder, saved, wanted, config.optim, FREE)
 
@@ -244,11 +245,3 @@ def _take_over_codebooks(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
             unknown = "sha256" not in value or "sha256" not in was
             if same or (unknown and value["file"] == was.get("file")):
                 before[name] = wanted["quantizer"]["args"][name] = was | value
-
-
-def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """Add settings that an older version did not have; what it does not know stays as it is."""
-    try:
-        return config_to_json(from_dict(RunConfig, saved))
-    except ValueError:
-        return saved

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-from vqkit.config import OptimConfig
+from vqkit.config import OptimConfig, from_dict, to_dict
 from vqkit.models.files import write_beside
 
 SETTINGS: Final = "config.json"
@@ -71,6 +72,25 @@ def refuse_changes(
             f"out={folder}: holds a run with other settings ({'; '.join(found[:LISTED])}{more}); "
             f"use those, choose another folder, or delete this one (vqkit train --fresh){hint}"
         )
+
+
+def with_defaults(
+    saved: Any, cls: type[Any], to_json: Callable[[Any], dict[str, Any]] = to_dict
+) -> Any:
+    """Add the settings of `cls` that an older version did not have, with their defaults.
+
+    What is none of its settings stays as it is, and so does all of what it does not read.
+    """
+    if not isinstance(saved, dict):
+        return saved
+    known = {field.name for field in fields(cls)}
+    others = {name: value for name, value in saved.items() if name not in known}
+    try:
+        config = from_dict(cls, {name: saved[name] for name in saved if name in known})
+    except ValueError:
+        return saved
+    plain: dict[str, Any] = json.loads(json.dumps(to_json(config)))  # lists, as in the file
+    return plain | others
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -229,7 +229,7 @@ class Trainer:
             model=self.tokenizer.state_dict(),
             optimizer=optimizer_tensors(self.optimizer, names),
             trainer=trainer,
-            average=self.average.weights if self.average is not None else None,
+            average=self.average.by_name(self.tokenizer) if self.average is not None else None,
             discriminator=adversary,
             discriminator_optimizer=its_optimizer,
             record=record,

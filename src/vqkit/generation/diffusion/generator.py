@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqkit.config import from_dict, require, to_dict
 from vqkit.config.diffusion import DiffusionConfig, DiffusionSampling
+from vqkit.config.forms import check_form
 from vqkit.generation.diffusion.model import LatentModel
 from vqkit.generation.diffusion.sampling import sample_latents, sources
 from vqkit.generation.generator import Card, Generator
@@ -99,9 +100,8 @@ class DiffusionGenerator(Generator):
         Raises:
             ValueError: settings or weights that do not fit.
         """
-        settings, where = config.get("model"), f"{folder / CONFIG}: model"
-        require(isinstance(settings, dict), where, "holds no settings; the file is damaged")
-        assert isinstance(settings, dict)  # for the type checker
+        check_form(config, {"model": {"channels": int}}, f"{folder / CONFIG}", "copy it again")
+        settings = config["model"]
         values = {key: value for key, value in settings.items() if key != "channels"}
         with torch.random.fork_rng(devices=[]):  # loading draws nothing from the caller's
             model = LatentModel(

@@ -105,10 +105,15 @@ def sde(
     diffusion: float,
     draw: Callable[[], Tensor],
 ) -> Tensor:
-    """Solve the reverse SDE by Euler and Maruyama (SiT, section 2).
+    """Solve the reverse SDE by Euler and Maruyama (SiT, arXiv:2401.08740, section 2).
 
     dx = (v - w/2 · score) dt + √w dW with w(t) = diffusion · t, in steps - 1 equal steps to time
-    0.04, and one step of the ODE from there.
+    0.04, and one step of the ODE from there. The distribution of x at every time is that of the
+    flow, whatever w is.
+
+    SiT's code calls w/2 its diffusion: `diffusion form` "sigma" with `diffusion norm` n (1 unless
+    said otherwise) is `diffusion` = 2 n here. Its last step "Euler" is ours; its usual one, "Mean",
+    has the score's part as well.
 
     Args:
         velocity: Of the flow.

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +23,10 @@ from vqkit.tokens.sets.layout import LATENT, Layout, Numbers, check_ids, id_colu
 from vqkit.tokens.sets.manifest import check_whole
 
 FOLDER: Final = ".mapped"
+_UNPACKED: Final = re.compile(
+    r"\.?(?P<shard>[0-9a-f]{32})\.(ids|latents)\.npy(\.[0-9a-f]{32}\.part)?"
+)
+"""Unpacked files, and what is left of one when its writer is killed."""
 
 
 class MappedShard:
@@ -61,6 +68,20 @@ class MappedShard:
         stream = io.BytesIO()
         np.save(stream, values[0])
         write_beside(path, stream.getvalue())
+
+
+def remove_unpacked(folder: Path, shards: Iterable[dict[str, Any]]) -> None:
+    """Remove what lies unpacked in the folder of a token set and is of none of its `shards`.
+
+    Nothing else there is touched, and nothing in the user's cache, where all sets lie together.
+    """
+    place, kept = folder / FOLDER, {shard["sha256"][:32] for shard in shards}
+    for path in place.iterdir() if place.is_dir() else ():
+        found = _UNPACKED.fullmatch(path.name)
+        if found is not None and found["shard"] not in kept:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # something else is there, or nothing ever was
+        place.rmdir()
 
 
 def _home(folder: Path) -> Path:

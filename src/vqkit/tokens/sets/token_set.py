@@ -253,6 +253,7 @@ class TokenSet(Dataset[dict[str, Tensor]]):
         for number in np.unique(numbers):
             mine = np.flatnonzero(numbers == number)
             values = read(self._shards[number])
+            self._check_length(int(number), len(values), each)
             if out is None:
                 out = np.empty((len(rows), length), dtype=values.dtype)
             if self.grid is not None:
@@ -264,3 +265,17 @@ class TokenSet(Dataset[dict[str, Tensor]]):
         require(out is not None, "indices=[]", "a batch holds at least one image")
         assert out is not None  # for the type checker: required above
         return out
+
+    def _check_length(self, number: int, found: int, each: int) -> None:
+        """Raise `ValueError` unless a shard has `each` numbers for every position of its images."""
+        rows = slice(self._starts[number], self._starts[number + 1])
+        if self.grid is not None:
+            positions = (rows.stop - rows.start) * self.grid[0] * self.grid[1]
+        else:
+            positions = self.grids[rows].prod(1).sum()
+        expected = int(positions) * each
+        require(
+            found == expected,
+            f"{self._shards[number].path}: {found:,} numbers",
+            f"by the manifest there are {expected:,}; copy both again, or tokenize again (--fresh)",
+        )

@@ -26,6 +26,8 @@ from vqkit.models import ImageTokenizer
 from vqkit.tokens.frequencies import tokenizer_hash
 from vqkit.tokens.sets.job import Job, environment, open_images
 from vqkit.tokens.sets.layout import Layout, pyarrow
+from vqkit.tokens.sets.manifest import read_manifest
+from vqkit.tokens.sets.mapped import remove_unpacked
 from vqkit.tokens.sets.shards import TOKENS, complete
 from vqkit.tokens.sets.token_set import TokenSet
 from vqkit.training.claim import claimed
@@ -89,8 +91,8 @@ def write_token_set(
         partial(describe, tokenizer, opened, settings, where, threads, latents=latents)
     )
     processes.require_same({"out": str(folder), **facts})
-    with claimed(folder):
-        done = processes.agreed(lambda: first and begin(folder, facts, resume=resume, kind=TOKENS))
+    with claimed(folder, doing="tokenizes"):
+        done = processes.agreed(lambda: first and _begin(folder, facts, resume=resume))
         if not processes.gather(done)[0]:
             spread = engine == "ray" or workers > 1
             job = Job(tokenizer, opened, folder, facts, where)
@@ -100,6 +102,13 @@ def write_token_set(
             work = partial(complete, folder, facts, job.num_shards, opened.skipped)
             processes.agreed(work if first else lambda: None)
         return processes.agreed(lambda: TokenSet.open(folder))
+
+
+def _begin(folder: Path, facts: dict[str, Any], *, resume: bool) -> bool:
+    """Do as `set_folders.begin`, and remove what is unpacked of shards that are not there."""
+    there = begin(folder, facts, resume=resume, kind=TOKENS)
+    remove_unpacked(folder, read_manifest(folder)["shards"] if there else ())
+    return there
 
 
 def _check(
