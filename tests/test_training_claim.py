@@ -115,3 +115,12 @@ def test_another_test_set_stops_no_resume(images, tmp_path):
     train(moved, out=tmp_path / "run", progress=False)
     train(whole, out=tmp_path / "whole", progress=False)
     assert_same_run(tmp_path / "whole", tmp_path / "run", 8)
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_is_no_folder(below, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    refused = pytest.raises(ValueError, match=r"^out=.*a file; name a folder")
+    with refused, claimed(tmp_path / "file" / below):
+        pass
+    assert (tmp_path / "file").read_text() == "kept"

@@ -26,8 +26,8 @@ def claimed(folder: Path, *, doing: str = "trains") -> Iterator[None]:
     are removed again.
 
     Raises:
-        ValueError: another process works there, and still does after `WAIT` seconds. The message
-            says that it is `doing` what this one would do.
+        ValueError: `folder` is a file; or another process works there, and still does after `WAIT`
+            seconds. The message says that it is `doing` what this one would do.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -46,7 +46,10 @@ def claimed(folder: Path, *, doing: str = "trains") -> Iterator[None]:
 def _open(folder: Path, doing: str) -> int:
     """Lock the folder that stands there now: another process may have removed the one before."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"out={folder}: is or lies below a file; name a folder") from error
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             _lock(descriptor, folder, doing)
