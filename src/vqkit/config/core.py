@@ -113,7 +113,7 @@ def _in_words(hint: Any) -> str:
             words.append(f"one of {', '.join(map(repr, kinds))}")
         elif get_origin(one) is tuple:
             words.append("a list" if kinds[-1] is Ellipsis else f"a list of {len(kinds)}")
-        elif is_dataclass(one):
+        elif isinstance(one, type) and is_dataclass(one):
             words.append(f"a {one.__name__}")
         else:
             words.append(_WORDS.get(one, "an object"))
