@@ -24,7 +24,7 @@ from vqkit.generation.pictures import Row, draw_rows
 
 SIDE = 64
 STAGES = ("tokenizer", "tokens", "generators", "samples")
-STEPS = {"tokenizer": 1500, "sit": 2000, "gpt": 1000}
+STEPS = {"tokenizer": 1500, "sit": 1200, "gpt": 400}
 SAMPLING = {
     "sit": ["--scheduler", "heun", "--steps", "25"],
     "gpt": ["--top_p", "0.95"],
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/photos_generation"))
     parser.add_argument("--steps", type=float, default=1.0, help="share of all steps")
     parser.add_argument("--page", type=Path, help="Markdown page to write; pictures lie beside it")
+    parser.add_argument("--note", default="", help="a paragraph on the page, on what one sees say")
     given = parser.parse_args()
     chain = Photos(given.photos, given.work, given.steps)
     done = Done(given.work / "done.json")
@@ -95,7 +96,7 @@ def main() -> None:
         for words in chain.commands(stage):
             done.run(words)
     if given.page is not None:
-        write_page(chain, done, given.page)
+        write_page(chain, done, given.page, given.note)
 
 
 def photographs(chain: Photos) -> Tensor:
@@ -120,9 +121,11 @@ def nearest(sample: Tensor, known: Tensor) -> tuple[Tensor, float]:
     return both[best].byte(), float(10 * torch.log10(255**2 / errors[best]))
 
 
-def write_page(chain: Photos, done: Done, path: Path) -> None:
+def write_page(chain: Photos, done: Done, path: Path, note: str = "") -> None:
     """Write page and pictures."""
     page = Page("Photographs from nothing", ABOUT)
+    if note:
+        page.text(note)
     known = photographs(chain)
     rows = []
     for kind, title in TITLES.items():
