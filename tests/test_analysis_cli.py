@@ -135,6 +135,10 @@ def test_curves_of_evaluations(place, capsys):
     (place / "run" / "evaluation-1b.json").write_bytes(one.read_bytes())
     assert main(["analyze", "sizes", "run", "--out", "a.png"]) == 2
     assert "holds evaluation-0a.json, evaluation-1b.json; name one" in capsys.readouterr().err
+    (place / "run" / "evaluation.json").write_bytes((place / "looc.json").read_bytes())
+    assert main(["analyze", "sizes", "run", "--out", "a.png"]) == 2
+    assert "run=run: evaluation.json is of other weights" in capsys.readouterr().err
+    assert main(["analyze", "sizes", "run/evaluation.json", "--out", "a.png"]) == 0
 
 
 def test_counts_are_written_for_every_tokenizer(place, capsys):

@@ -26,7 +26,7 @@ from vqkit.codebooks.features import FeatureSet, open_features
 from vqkit.codebooks.pixels import PixelPatches
 from vqkit.config import DataConfig
 from vqkit.data import load_images, to_float
-from vqkit.training import train
+from vqkit.training import claim, train
 
 SIZES = [(16, 24), (16, 24), (20, 16), (16, 24), (16, 24), (16, 24), (32, 16)]
 
@@ -356,6 +356,17 @@ def test_other_settings_are_refused_by_name(changes, message, tmp_path):
         assert contents(tmp_path / name) == before
 
 
+def test_a_folder_where_another_process_extracts_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    monkeypatch.setattr(claim, "WAIT", 0.0)
+    images = array_set(random_pixels(4))
+    refused = pytest.raises(ValueError, match="another process extracts features here")
+    with claim.claimed(tmp_path / "out"), refused:
+        run(images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert run(images, tmp_path / "out").num_vectors > 0
+
+
 def test_images_may_move(tmp_path):
     data = image_folder(tmp_path / "images", SIZES)
     with pytest.raises(OSError, match="gone"):
@@ -374,7 +385,7 @@ def test_folders_that_hold_something_else(tmp_path):
     for name, message in {
         "mine": "holds something else; name a new or an empty folder",
         "other": r"has a manifest\.json of something else",
-        "file": "is a file; name a folder",
+        "file": "is or lies below a file; name a folder",
     }.items():
         for resume in (True, False):
             with pytest.raises(ValueError, match=message):

@@ -133,6 +133,16 @@ def test_the_command_sets_reconstructions_beside(sets, tmp_path, capsys):
     assert len(json.loads((tmp_path / "out/modelability.json").read_text())) == 2
 
 
+def test_an_evaluation_of_other_weights_is_refused(sets, tmp_path, capsys):
+    data = DataConfig(source="folder", path=str(sets / "images" / "test"), channels=1)
+    evaluate(two_slots(), load_images(data)).save(tmp_path / "evaluation.json")
+    words = ["modelability", str(sets / "one/train"), "--held_out", str(sets / "one/test")]
+    words += ["--compute", "3e9", "--batch_size", "8", "--out", str(tmp_path / "out")]
+    assert main([*words, "--runs", str(tmp_path)]) == 2
+    assert f"runs={tmp_path}: its evaluation.json is of other weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

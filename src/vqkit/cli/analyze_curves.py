@@ -14,6 +14,7 @@ from vqkit.cli.runs import kind_of
 
 if TYPE_CHECKING:
     from vqkit.analysis import SizePoint
+    from vqkit.evaluation import Evaluation
 
 _WHAT = "EVALUATION"
 
@@ -22,7 +23,8 @@ def sizes(words: Sequence[str]) -> None:
     """Draw quality against the number and the length of codes, from several evaluations.
 
     LooC, Figures 1 and 6. A name is a file that `vqkit evaluate` wrote, or the folder of a run with
-    its evaluation.json. All must be of the same protocol and images.
+    its evaluation.json, measured on the weights that it has now. All must be of the same protocol
+    and images.
     """
 
     def add(options: Options) -> None:
@@ -72,11 +74,14 @@ def _points(names: Sequence[str]) -> list[SizePoint]:
     points = []
     for name, label in zip(names, labels_of(names), strict=True):
         path = Path(name).expanduser()
-        if kind_of(path) == "run":
+        of_run = kind_of(path) == "run"
+        if of_run:
             path = _evaluation_in(path)
         elif not path.is_file():
             raise ValueError(f"evaluation={name}: is no file, and no folder of a run")
         evaluation = Evaluation.load(path)
+        if of_run:
+            _check_weights(evaluation, path)
         shown = label if path.parent == Path(name) else evaluation.name
         point = size_point(evaluation, method=_method(path.parent, evaluation.name))
         points.append(replace(point, name=shown))
@@ -94,6 +99,22 @@ def _evaluation_in(folder: Path) -> Path:
         listed = ", ".join(one.name for one in others)
         raise ValueError(f"run={folder}: holds {listed}; name one of these files")
     return others[0]
+
+
+def _check_weights(found: Evaluation, path: Path) -> None:
+    """Raise `ValueError` if the run of an evaluation was trained further after it."""
+    from vqkit.models import ImageTokenizer
+    from vqkit.tokens import tokenizer_hash
+    from vqkit.training import run_folder
+
+    known, folder = found.tokenizer.get("hash"), path.parent / run_folder.TOKENIZER
+    if known is None or not folder.is_dir():  # older versions wrote none; a run may not be finished
+        return
+    if known != tokenizer_hash(ImageTokenizer.from_pretrained(folder)):
+        raise ValueError(
+            f"run={path.parent}: {path.name} is of other weights than the run has now; run "
+            f"`vqkit evaluate {path.parent}` again, or name the file to take its old numbers"
+        )
 
 
 def _method(folder: Path, otherwise: str) -> str:

@@ -12,6 +12,7 @@ from vqkit.cli.options import Options, Values, split_names
 
 if TYPE_CHECKING:
     from vqkit.generation.modelability import Modelability
+    from vqkit.tokens import TokenSet
 
 _QUALITIES: Final = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4)}
 
@@ -42,10 +43,10 @@ def run(words: Sequence[str]) -> None:
 
     out = Path(given.get("out", "runs/modelability")).expanduser()
     keep = {key: given[key] for key in ("compute", "batch_size", "seed") if key in given}
-    qualities = [_evaluation(folder) for folder in runs]
-    for name in names:  # before anything is computed
-        tokens = TokenSet.open(name)
+    sets = [TokenSet.open(name) for name in names]
+    for tokens in sets:  # before anything is computed
         steps_for(tokens, given.get("compute", COMPUTE), given.get("batch_size", BATCH))
+    qualities = [_evaluation(*of) for of in zip(runs, names, sets, strict=True)] if runs else []
     found = []
     for name, label, other in zip(names, labels, held_out, strict=True):
         tell(f"{label}: training on {name}")
@@ -88,15 +89,24 @@ def _labels(names: Sequence[str]) -> list[str]:
     return [str(path).strip("/").replace("/", "_") for path in paths]
 
 
-def _evaluation(folder: str) -> dict[str, float | None]:
-    """Return the numbers of an evaluation that is at hand; none if there is no such file."""
+def _evaluation(folder: str, name: str, tokens: TokenSet) -> dict[str, float | None]:
+    """Return the numbers of an evaluation that is at hand; none if there is no such file.
+
+    One of another tokenizer than that of the token set is a `ValueError`.
+    """
     path = Path(folder).expanduser() / "evaluation.json"
     if not path.is_file():
         tell(f"{path}: is not there; vqkit evaluate {folder} would write it")
         return {}
     from vqkit.evaluation import Evaluation
 
-    return {metric.name: metric.value for metric in Evaluation.load(path).metrics}
+    found = Evaluation.load(path)
+    if found.tokenizer.get("hash", tokens.tokenizer) != tokens.tokenizer:  # old files have none
+        raise ValueError(
+            f"runs={folder}: its evaluation.json is of other weights than those whose tokens are "
+            f"in {name}; name the runs in the order of the token sets, or evaluate and tokenize again"
+        )
+    return {metric.name: metric.value for metric in found.metrics}
 
 
 def _table(found: Sequence[Modelability], qualities: Sequence[dict[str, float | None]]) -> str:

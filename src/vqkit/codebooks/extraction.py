@@ -21,7 +21,7 @@ from vqkit.clustering.processes import Processes, together
 from vqkit.codebooks.encoders import PatchEncoder
 from vqkit.codebooks.encoding import DType, Encoding, Precision, Settings
 from vqkit.codebooks.features import FeatureSet
-from vqkit.codebooks.set_folders import begin
+from vqkit.codebooks.set_folders import begin, claimed_by_first
 from vqkit.codebooks.shards import FEATURES, WHITENING, complete
 from vqkit.config import DataConfig, require
 from vqkit.data import BrokenImageError, ImageSet, load_images
@@ -79,8 +79,9 @@ def extract(
 
     Raises:
         ValueError: settings that do not fit; `out` holds something else, or features of other
-            settings (the message names which); a broken image with data.on_broken="fail", or no
-            readable one; features that are not finite, or beyond float16.
+            settings (the message names which), or another process extracts there; a broken image
+            with data.on_broken="fail", or no readable one; features that are not finite, or beyond
+            float16.
     """
     processes = together()
     settings = Settings(
@@ -105,16 +106,17 @@ def extract(
     facts = processes.agreed(partial(describe, image_set, encoder, settings))
     processes.require_same({"out": str(folder), **facts})
     first = processes.rank == 0
-    finished = processes.agreed(
-        lambda: first and begin(folder, facts, resume=resume, kind=FEATURES)
-    )
-    if not processes.gather(finished)[0]:
-        encoder = _prepared(encoder, image_set, folder / WHITENING, processes, device)
-        job = Encoding(image_set, encoder, folder, settings, processes)
-        job.run(progress)
-        facts["encoder"]["sha256"] = encoder.describe()["sha256"]
-        work = partial(complete, folder, facts, job.num_shards, image_set.skipped)
-        processes.agreed(work if first else lambda: None)
+    with claimed_by_first(folder, processes, doing="extracts features"):
+        finished = processes.agreed(
+            lambda: first and begin(folder, facts, resume=resume, kind=FEATURES)
+        )
+        if not processes.gather(finished)[0]:
+            encoder = _prepared(encoder, image_set, folder / WHITENING, processes, device)
+            job = Encoding(image_set, encoder, folder, settings, processes)
+            job.run(progress)
+            facts["encoder"]["sha256"] = encoder.describe()["sha256"]
+            work = partial(complete, folder, facts, job.num_shards, image_set.skipped)
+            processes.agreed(work if first else lambda: None)
     return processes.agreed(lambda: FeatureSet(folder))
 
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from vqkit.clustering.processes import Processes
 from vqkit.config import require
 from vqkit.config.core import short
 from vqkit.config.forms import check_form
 from vqkit.models.files import write_beside
+from vqkit.training.claim import claimed
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -43,6 +47,15 @@ class Kind:
     def mark(self) -> dict[str, Any]:
         """What the manifest begins with."""
         return {"library": "vqkit", "format": FORMAT, "kind": self.name}
+
+
+@contextmanager
+def claimed_by_first(folder: Path, processes: Processes, *, doing: str) -> Iterator[None]:
+    """Keep a folder for these processes (see `claimed`); all raise what the first one meets."""
+    with ExitStack() as held:
+        claim = claimed(folder, doing=doing) if processes.rank == 0 else nullcontext()
+        processes.agreed(partial(held.enter_context, claim))
+        yield
 
 
 def read_records(folder: Path, count: int) -> dict[int, dict[str, Any]]:

@@ -48,9 +48,12 @@ class FitRun(BaseRun):
         self.resume()
 
     def check_data(self, record: dict[str, Any]) -> None:
-        """Raise `ValueError` if the data are not those of the checkpoint."""
+        """Raise `ValueError` if the data are not those of the checkpoint, as far as it tells.
+
+        What an older version did not write down cannot be compared.
+        """
         was, now = record.get("data") or {}, self.data["data"]
-        changed = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
+        changed = sorted(key for key, value in was.items() if value != now.get(key))
         if changed:
             raise ValueError(
                 f"out={self.folder}: the data are not those of the checkpoint (another "

@@ -18,7 +18,7 @@ import torch
 
 from vqkit.clustering.processes import Processes, together
 from vqkit.clustering.progress import Progress, open_progress
-from vqkit.codebooks.set_folders import begin, read_records
+from vqkit.codebooks.set_folders import begin, claimed_by_first, read_records
 from vqkit.config import DataConfig, require
 from vqkit.config.core import check_choice
 from vqkit.data import ImageSet
@@ -30,7 +30,6 @@ from vqkit.tokens.sets.manifest import read_manifest
 from vqkit.tokens.sets.mapped import remove_unpacked
 from vqkit.tokens.sets.shards import TOKENS, complete
 from vqkit.tokens.sets.token_set import TokenSet
-from vqkit.training.claim import claimed
 
 Engine = Literal["processes", "torchrun", "ray"]
 PREPARING = ("channels", "resize", "stretch", "crop", "crop_size")
@@ -91,7 +90,7 @@ def write_token_set(
         partial(describe, tokenizer, opened, settings, where, threads, latents=latents)
     )
     processes.require_same({"out": str(folder), **facts})
-    with claimed(folder, doing="tokenizes"):
+    with claimed_by_first(folder, processes, doing="tokenizes"):
         done = processes.agreed(lambda: first and _begin(folder, facts, resume=resume))
         if not processes.gather(done)[0]:
             spread = engine == "ray" or workers > 1
