@@ -104,7 +104,7 @@ def _evaluation(folder: str, name: str, tokens: TokenSet) -> dict[str, float | N
     if found.tokenizer.get("hash", tokens.tokenizer) != tokens.tokenizer:  # old files have none
         raise ValueError(
             f"runs={folder}: its evaluation.json is of other weights than those whose tokens are "
-            f"in {name}; name the runs in the order of the token sets, or evaluate and tokenize again"
+            f"in {name}; name runs in the order of the token sets, or evaluate and tokenize again"
         )
     return {metric.name: metric.value for metric in found.metrics}
 
