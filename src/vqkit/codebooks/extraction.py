@@ -107,9 +107,8 @@ def extract(
     processes.require_same({"out": str(folder), **facts})
     first = processes.rank == 0
     with claimed_by_first(folder, processes, doing="extracts features"):
-        done = processes.agreed(
-            lambda: first and begin(folder, facts, resume=resume, kind=FEATURES)
-        )
+        start = partial(begin, folder, facts, resume=resume, kind=FEATURES)
+        done = processes.agreed(lambda: first and start())
         if not processes.gather(done)[0]:
             encoder = _prepared(encoder, image_set, folder / WHITENING, processes, device)
             job = Encoding(image_set, encoder, folder, settings, processes)
