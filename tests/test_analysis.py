@@ -105,6 +105,7 @@ def test_counts_of_a_large_lattice_name_the_codes(images, tmp_path):
         book.table()
 
 
+@pytest.mark.slow
 def test_the_curve_of_frequencies_is_drawn_from_the_numbers(images, tmp_path):
     results = [
         code_frequency(make_tokenizer(name, **PRESETS[name]), images, name=name)

@@ -15,6 +15,8 @@ from vqkit.cli import main
 from vqkit.cli.analyze import VERBS
 from vqkit.models import ImageTokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):

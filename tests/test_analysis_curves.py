@@ -100,6 +100,7 @@ def test_the_figure_of_sizes_shows_the_numbers(evaluations):
     assert "3 of 4 of known length" in plane.get_title()
 
 
+@pytest.mark.slow
 def test_the_figure_of_scaling_says_that_fid_is_missing(evaluations):
     points = points_of(evaluations, a="looc", b="looc")
     figure = scaling_figure(points)

@@ -101,6 +101,7 @@ def trained(place, out, **settings):
     return train_classifier(run_of(place, **settings), out, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "source"),
     [
@@ -127,6 +128,7 @@ def test_the_mean_of_a_map_cannot_tell_above_from_below(place, tmp_path):
     assert evaluate_run(tmp_path / "run", TokenSet.open(place / "test")).found.top1 < 0.9
 
 
+@pytest.mark.slow
 def test_a_probe_looks_through_a_frozen_transformer(place, tmp_path):
     trained(place, tmp_path / "vit")
     before = TokenClassifier.load(tmp_path / "vit").net.state_dict()
@@ -176,6 +178,7 @@ def test_maps_are_normalised_by_the_training_set(place):
     torch.testing.assert_close(deviation[moving], torch.ones(4)[moving], rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly(place, tmp_path):
     every = Augmentation(mixup=0.8, cutmix=1.0, erase=0.25, smoothing=0.1, shift=1)
     model = ViTClassifier(layers=2, heads=2, width=16, mlp=32, drop_path=0.3)
@@ -246,6 +249,7 @@ def test_images_without_labels_are_refused(place, tmp_path):
         trained(place, tmp_path / "run", tokens=str(tmp_path / "tokens"))
 
 
+@pytest.mark.slow
 def test_the_commands_train_and_compare(place, tmp_path, capsys, monkeypatch):
     recipe = ["classify", "train", "small_probe", "--tokens", str(place / "train")]
     recipe += ["--tokenizer", str(place / "tokenizer"), "--batch_size", "8", "--num_steps", "60"]

@@ -171,6 +171,7 @@ def test_another_preset_starts_without_arguments(capsys):
     assert found["quantizer"] == {"preset": "fsq", "args": {"levels": [4, 4]}}
 
 
+@pytest.mark.slow
 def test_a_file_holds_a_whole_run_and_options_win(capsys, tmp_path):
     base = settings(capsys, "looc_mnist", "--seed", "7")
     file = tmp_path / "run.json"
@@ -388,6 +389,7 @@ def test_a_run_that_never_began_may_be_begun_with_other_settings(pictures, tmp_p
     assert main([*words, "2"]) == 0
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_though_its_logging_changes(pictures, tmp_path, capsys):
     run = tmp_path / "run"
     words = ["train", "photos_fsq", "--path", str(pictures), "--out", str(run), "--size", "16"]

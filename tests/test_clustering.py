@@ -242,6 +242,7 @@ def test_seeding_in_rounds_beats_random_rows(generator):
     assert distances(middles, found.centres).amin(1).max() < 0.01
 
 
+@pytest.mark.slow
 def test_seeding_follows_squared_distances():
     """Of 10 rows row 4 is 3 away from the others, row 7 is 1 away."""
     vectors = torch.zeros(10, 1)

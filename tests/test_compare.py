@@ -180,6 +180,7 @@ def test_the_demo_shows_the_methods_it_should():
     assert len(looc) >= 2, "two operating points of LooC"
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capsys, monkeypatch):
     pytest.importorskip("skimage")
     pytest.importorskip("sklearn")

@@ -96,6 +96,7 @@ CASES = {gpt: 29, diffusion: 41, vit: 3, probe: 3, pixels: 1, features: 1, prove
 """Every how many of all damages is tried: networks take their time to build."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_but_a_value_error_comes_of_it(case, tmp_path):
     path, use = case(tmp_path / "it")

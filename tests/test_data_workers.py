@@ -22,6 +22,8 @@ from vqkit.data.decoder_pool import DecoderPool
 from vqkit.data.preparing import Preparation, Task
 from vqkit.data.share import Share
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 CUT = {"resize": 20, "crop": "random", "crop_size": 16, "flip": True}
 

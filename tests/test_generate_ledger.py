@@ -21,6 +21,7 @@ def every():
     return {entry.cell.key: entry for entry in entries(())}
 
 
+@pytest.mark.slow
 def test_own_rows_have_a_whole_chain_and_quoted_systems_have_none(every):
     for cell in DOWNSTREAM:
         commands = commands_of(cell)

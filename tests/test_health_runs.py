@@ -43,6 +43,7 @@ def said(log):
 # ------------------------------------------------------------------- made to collapse
 
 
+@pytest.mark.slow
 def test_images_that_are_all_alike_leave_one_code(tmp_path, caplog):
     folder = tmp_path / "images"
     folder.mkdir()

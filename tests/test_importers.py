@@ -133,6 +133,7 @@ def assert_same_as_diffusers(model, tokenizer):
     assert (tokenizer.reconstruct(images) - model(images).sample.clamp(-1, 1)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -183,6 +184,7 @@ def test_half_precision_weights_are_widened(tmp_path):
     assert torch.equal(tokenizer.decoder.conv_out.weight, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "first_stage_model.", "mine."])
 def test_tokenizers_inside_of_other_models(prefix, tmp_path):
     model = Taming()

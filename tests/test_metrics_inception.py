@@ -161,6 +161,7 @@ def test_nothing_trains(network):
     assert not any(module.training for module in network.modules())
 
 
+@pytest.mark.slow
 def test_random_weights_depend_on_the_seed_alone(network):
     before = torch.get_rng_state()
     again = InceptionV3.random(seed=1)

@@ -254,6 +254,7 @@ def test_channels_last_gives_the_same_images(tokenizer):
     torch.testing.assert_close(tokenizer.decode(ids, (9, 9)), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles(training):
     """The trace alone (`eager`): what the code generator makes of it is torch's affair."""

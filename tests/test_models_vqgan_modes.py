@@ -128,6 +128,7 @@ def gradients(parts, seed=3):
     return [*torch.autograd.grad(loss, [images, *parameters]), torch.rand(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEEP)
 def test_checkpointing_changes_no_bit(kind):
     plain = build(kind, dropout=0.3)

@@ -295,6 +295,7 @@ def test_command_draws_runs_and_codecs(tmp_path, monkeypatch, capsys):
     assert out.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_command_measures_again_what_was_trained_since(tmp_path, capsys):
     """An evaluation is taken as it is for its own weights, images and protocol alone."""
     pytest.importorskip("matplotlib", reason="figures come with the extra `plots`")

@@ -634,6 +634,7 @@ def rate_distortion_of(evaluation, name):
     return RateDistortion(points=tokens, png=4.0, raw=24.0, anchors=anchors)
 
 
+@pytest.mark.slow
 def test_curves_beside_the_runs_are_shown(tmp_path, capsys):
     data, out = write_pictures(tmp_path / "pictures", 1), tmp_path / "report.html"
     folder = write_run(tmp_path / "runs" / "first", data)

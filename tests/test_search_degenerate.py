@@ -60,6 +60,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", BROKEN)
 def test_broken_codebooks_cost_little(what, backend, compared):

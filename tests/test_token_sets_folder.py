@@ -71,6 +71,7 @@ def manifest(whole):
     path.write_text(before)
 
 
+@pytest.mark.slow
 def test_a_damaged_manifest_is_refused_in_one_line(manifest, capsys):
     """A value is taken away or made something else; nothing but a ValueError comes of it."""
     said = {}

@@ -136,6 +136,7 @@ def fuzz(rounds, seed):
     assert read > rounds / 20  # the mutations do reach the coder
 
 
+@pytest.mark.slow
 def test_2000_mutated_files_are_refused():
     fuzz(2000, 0)
 

@@ -101,6 +101,7 @@ def test_steps_equal_plain_ones(preset, norm, images):
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("preset", ["looc", pytest.param("vq_ema", marks=pytest.mark.slow)])
 def test_parts_are_the_whole(preset, adaptive, images):
@@ -183,6 +184,7 @@ def test_raw_terms_are_those_before_their_weights(images):
         assert raw == pytest.approx(report[f"quantizer.{half}.codebook_raw"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "accumulate"), [("looc", 1), pytest.param("dual", 2, marks=pytest.mark.slow)]
 )

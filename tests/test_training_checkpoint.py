@@ -14,6 +14,8 @@ from vqkit.models import files as model_files
 from vqkit.training import checkpoint, list_checkpoints, load_checkpoint, train
 from vqkit.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):

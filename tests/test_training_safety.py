@@ -38,6 +38,8 @@ from vqkit.training.interrupt import Interrupt
 from vqkit.training.stops import read_stop
 from vqkit.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):

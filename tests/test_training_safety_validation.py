@@ -22,6 +22,8 @@ from vqkit.training import Terminated, list_checkpoints, read_log, train, valida
 from vqkit.training.stops import read_stop
 from vqkit.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
