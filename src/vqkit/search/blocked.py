@@ -12,13 +12,13 @@ candidate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from vqkit.search.candidates import Judge, Pairs
+from vqkit.search import favourites
+from vqkit.search.candidates import Judge, Pairs, reaching
 from vqkit.search.exact import first_copies
 from vqkit.search.inputs import Metric
 from vqkit.search.running import UNDERFLOW, Running
@@ -42,10 +42,8 @@ ROOM = 8
 """Candidates that there is room for, for each vector of a block."""
 PAIRS = 2**16
 """Candidates kept before they are compared; more than that only where almost all codes tie."""
-MAXIMA_AT_ONCE, SCORES_AT_ONCE = 2**19, 2**17
-"""Maxima of groups, and scores of their members, that are searched for candidates at a time."""
-
-
+SCORES_AT_ONCE = 2**17
+"""Scores of the members of groups that are searched for candidates at a time."""
 SIEVED = 2**18
 """Elements of pairs whose distances are taken at a time, which stay in cache."""
 
@@ -76,14 +74,12 @@ def nearest_k(vectors: Tensor, codes: Tensor, k: int, metric: Metric, *, bf16: b
         return ids
     with torch.autocast(vectors.device.type, enabled=False):
         search = _Search(Judge(codes, metric), k, bf16, len(vectors))
-        step = search.block_rows()
+        step, decide = search.block_rows(), search.decide
+        if k == 1 and favourites.may_pay(search.judge, vectors):
+            decide = favourites.Favourites(search, search.among).decide
         first = min(FIRST, step) if bf16 else step
         for start, stop in pairwise([0, *range(first, len(vectors), step), len(vectors)]):
-            block = vectors[start:stop]
-            pairs = search.pairs(block)
-            ids[start:stop] = pairs.first_k(block, search.judge, k)
-            for row in _lost(block, pairs):
-                ids[start + row] = search.judge.order(block[row])[:k]
+            decide(vectors[start:stop], ids[start:stop])
     return ids
 
 
@@ -100,9 +96,16 @@ def _lost(vectors: Tensor, pairs: Pairs) -> list[int]:
 class _Search:
     """One search; what it learns about the codes on the way changes its speed, never an id."""
 
-    def __init__(self, judge: Judge, k: int, bf16: bool, num_vectors: int) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        k: int,
+        bf16: bool,
+        num_vectors: int,
+        kept: Tensor | None = None,
+    ) -> None:
         self.judge, self.k, self.bf16, self.num_vectors = judge, k, bf16, num_vectors
-        self.kept: Tensor | None = None
+        self.kept = kept
         """The ids that are searched; None: all."""
         # Plain functions: bound ones would tie this object into a cycle that outlives the search.
         self.steps = [_Search._leave_out_copies] if k == 1 else []
@@ -131,6 +134,19 @@ class _Search:
         """Choose how large groups are: few for each of the k bound the k-th best too loosely."""
         members = self.screen.members
         return members if self.k == 1 or 8 * self.k * members <= self.screen.width else 1
+
+    def among(self, ids: Tensor) -> _Search:
+        """Return a search for the nearest of some codes, by rising ids."""
+        found = _Search(self.judge, 1, bf16=False, num_vectors=self.block_rows(), kept=ids)
+        found.steps = []  # they begin with all codes
+        return found
+
+    def decide(self, vectors: Tensor, out: Tensor) -> None:
+        """Write ids of the k nearest codes of vectors (n, D) to `out` (n, k)."""
+        pairs = self.pairs(vectors)
+        out[:] = pairs.first_k(vectors, self.judge, self.k)
+        for row in _lost(vectors, pairs):
+            out[row] = self.judge.order(vectors[row])[: self.k]
 
     def pairs(self, vectors: Tensor) -> Pairs:
         """Collect for vectors (n, D) all codes that may be among the k nearest, by their ids."""
@@ -174,7 +190,7 @@ class _Search:
             if running is None:
                 best = _best(best, maxima - slack, k)
             floor = best[:, -1:]
-            for row, group in _reaching(
+            for row, group in reaching(
                 maxima.add_(slack), floor, SCORES_AT_ONCE // max(members, 8)
             ):
                 of_group = bounds.T.index_select(0, group)
@@ -262,22 +278,6 @@ class _Search:
             del self.screen
             self._prepare()
         return was
-
-
-def _reaching(maxima: Tensor, floor: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """List rows and groups whose maximum (n, g) reaches floor (n, 1), so many at once."""
-    num_groups = maxima.shape[1]
-    some = max(1, MAXIMA_AT_ONCE // num_groups)
-    for start in range(0, len(maxima), some):
-        here = slice(start, start + some)
-        reach = (maxima[here] >= floor[here]).view(-1)
-        if reach.device.type == "cpu":  # numpy finds few among many twice as fast
-            found = torch.from_numpy(reach.numpy().nonzero()[0])
-        else:
-            found = reach.nonzero()[:, 0]
-        for part in found.split(at_once):
-            row = part.div(num_groups, rounding_mode="floor")
-            yield row + start, part - row * num_groups
 
 
 def _best(best: Tensor, maxima: Tensor, k: int) -> Tensor:

@@ -5,7 +5,7 @@ Legend: n vectors of a block, K codes, D dim, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from vqkit.search.tables import Frame, unit_length
 REMOTE = 2.0**10
 """Vectors so many times as far from the mean code as codes spread are compared in the frame."""
 SAMPLE = 64
+MAXIMA_AT_ONCE = 2**19
+"""Maxima of groups that are compared with what candidates must reach at a time."""
 
 
 class Judge:
@@ -151,3 +153,19 @@ class Pairs:
         before = count.cumsum(0) - count
         rank = torch.arange(len(order), device=order.device) - before[self.row[order]]
         return order, rank
+
+
+def reaching(maxima: Tensor, floor: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """List rows and groups whose maximum (n, g) reaches floor (n, 1), so many at once."""
+    num_groups = maxima.shape[1]
+    some = max(1, MAXIMA_AT_ONCE // num_groups)
+    for start in range(0, len(maxima), some):
+        here = slice(start, start + some)
+        reach = (maxima[here] >= floor[here]).view(-1)
+        if reach.device.type == "cpu":  # numpy finds few among many twice as fast
+            found = torch.from_numpy(reach.numpy().nonzero()[0])
+        else:
+            found = reach.nonzero()[:, 0]
+        for part in found.split(at_once):
+            row = part.div(num_groups, rounding_mode="floor")
+            yield row + start, part - row * num_groups
