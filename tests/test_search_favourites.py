@@ -1,5 +1,7 @@
 """The short cut of collapsed codebooks: the same ids as without it, and far less work."""
 
+import random
+
 import pytest
 import torch
 from search_reference import assert_nearest, random_pair
@@ -134,3 +136,61 @@ def test_a_codebook_in_use_costs_nothing(monkeypatch):
     monkeypatch.setattr(blocked._Search, "among", lambda self, ids: made.append(ids))
     nearest(vectors, codes, backend="torch")
     assert not made
+
+
+def odd_case(choose):
+    """Vectors around a few codes, most others dead in some way; and settings of the search."""
+    drawn = torch.Generator().manual_seed(choose.randrange(2**31))
+    dim, num_codes = choose.choice([1, 2, 3, 8, 20, 64]), choose.choice([64, 100, 300, 700])
+    codes = torch.randn(num_codes, dim, generator=drawn) * choose.choice([1e-3, 1.0, 50.0])
+    dead = torch.rand(num_codes, generator=drawn) < choose.choice([0.0, 0.5, 0.9, 0.99])
+    codes[dead] *= choose.choice([0.0, 1e-5, 0.1, 3.0, 30.0])
+    codes += choose.choice([0.0, 0.0, 1.0, 1000.0]) * torch.randn(dim, generator=drawn)
+    if choose.random() < 0.3:
+        codes = codes[torch.randint(num_codes, (num_codes,), generator=drawn)]
+    centres = codes[torch.randint(num_codes, (choose.choice([1, 3, 10]),), generator=drawn)]
+    vectors = centres[torch.randint(len(centres), (choose.choice([200, 900]),), generator=drawn)]
+    noise = torch.randn(vectors.shape, generator=drawn) * vectors.std()
+    vectors = vectors + choose.choice([0.0, 0.01, 0.3, 1.0]) * noise
+    others = torch.rand(len(vectors), generator=drawn) < choose.choice([0.0, 0.0, 0.05, 0.3])
+    vectors[others] = codes[torch.randint(num_codes, (int(others.sum()),), generator=drawn)]
+    kind = choose.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16])
+    limit = 6e4 if kind == torch.float16 else 3e38
+    return (vectors.clamp(-limit, limit).to(kind), codes.clamp(-limit, limit).to(kind))
+
+
+def check(seeds, monkeypatch):
+    """Compare searches with and without the short cut; return how many vectors it settled."""
+    settle, settled = favourites.Favourites._settle, [0]
+
+    def counting(self, vectors, out):
+        found = settle(self, vectors, out)
+        settled[0] += int(found.sum())
+        return found
+
+    monkeypatch.setattr(favourites.Favourites, "_settle", counting)
+    monkeypatch.setattr(favourites, "SCORES", 1)
+    for seed in seeds:
+        choose = random.Random(seed)
+        vectors, codes = odd_case(choose)
+        monkeypatch.setattr(favourites, "LEARN", choose.choice([8, 32]))
+        monkeypatch.setattr(favourites, "SHARE", choose.choice([2, 4, 16]))
+        monkeypatch.setattr(blocked, "FIRST", choose.choice([4, 64]))
+        monkeypatch.setattr(blocked, "SCORES_IN_BLOCK", 2 ** choose.choice([11, 14]))
+        for backend in BACKENDS:
+            monkeypatch.setattr(favourites, "CODES", 2)
+            found = nearest(vectors, codes, backend=backend)
+            monkeypatch.setattr(favourites, "CODES", 10**9)
+            whole = nearest(vectors, codes, backend=backend)
+            assert torch.equal(found, whole), f"seed {seed}, {backend}"
+    return settled[0]
+
+
+@pytest.mark.slow
+def test_no_id_changes_whatever_the_codebook(monkeypatch):
+    assert check(range(12), monkeypatch) > 1000
+
+
+@pytest.mark.soak
+def test_no_id_changes_in_many_cases(monkeypatch):
+    assert check(range(12, 2000), monkeypatch) > 100_000
