@@ -27,9 +27,9 @@ def searched(monkeypatch):
     """How many vectors are searched among all codes, in a list of one number."""
     count, pairs = [0], blocked._Search.pairs
 
-    def counting(self, vectors):
+    def counting(self, vectors, of=None):
         count[0] += len(vectors) if self.num_vectors >= 256 else 0
-        return pairs(self, vectors)
+        return pairs(self, vectors, of)
 
     monkeypatch.setattr(blocked._Search, "pairs", counting)
     return count
@@ -46,6 +46,8 @@ def collapsed(how, dim=20, seed=0):
         rest = 4 * rest
     elif how == "many copies":
         rest = torch.zeros_like(rest)
+    elif how == "copies of those in use":
+        rest = used.repeat(len(rest) // USED, 1)
     elif how == "far from the origin":
         used, rest = used + 1000, rest / 65536 + 1000
     order = torch.randperm(600, generator=drawn)
@@ -53,7 +55,14 @@ def collapsed(how, dim=20, seed=0):
     return vectors, torch.cat([used, rest])[order]
 
 
-HOW = ("others at the origin", "others far out", "many copies", "far from the origin", "alive")
+HOW = (
+    "others at the origin",
+    "others far out",
+    "many copies",
+    "copies of those in use",
+    "far from the origin",
+    "alive",
+)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -66,7 +75,18 @@ def test_ids_are_those_of_the_whole_search(how, backend, monkeypatch, searched):
     assert torch.equal(found, nearest(vectors, codes, backend=backend))
     assert_nearest(vectors, codes, found, "l2", backend)
     assert searched[0] - few >= 1500
-    assert how == "alive" or few < 300
+    assert how in ("alive", "copies of those in use") or few < 300
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_favourites_may_be_all_codes_there_are(backend, monkeypatch):
+    """The whole search leaves copies out before favourites are chosen."""
+    monkeypatch.setattr(blocked, "MANY", 20)
+    monkeypatch.setattr(blocked, "PAIRS", 2**10)
+    values, vectors = random_pair(8, 1500, 4)
+    codes = values[torch.arange(600) % 8]
+    found = nearest(vectors, codes, backend=backend)
+    assert_nearest(vectors, codes, found, "l2", backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -128,6 +148,51 @@ def test_other_metrics_types_and_scales_are_left_alone():
         assert not favourites.may_pay(blocked.Judge(c, metric), z)
         assert_nearest(z, c, nearest(z, c, metric, backend="torch"), metric, "torch")
     assert favourites.may_pay(blocked.Judge(codes, "l2"), vectors)
+
+
+def test_one_vector_changes_no_other_id(monkeypatch):
+    """A long vector once turned the sieve off for its block, and remote vectors lost near ties."""
+    drawn = torch.Generator().manual_seed(0)
+    sphere = torch.nn.functional.normalize(torch.randn(200, 3, generator=drawn))
+    sphere *= torch.where(torch.arange(200) < 190, 8.0, 2.0)[:, None]
+    near = torch.nn.functional.pad(sphere, (1, 0), value=2.0**30)
+    far = torch.tensor([[-(2.0**30), 0.0, 0.0, 0.0]]).expand(600, 4)
+    codes = torch.cat([torch.zeros(96, 4), far, near, near[:1].expand(400, 4)])
+    vectors = near[-10:][torch.randint(10, (600,), generator=drawn)].clone()
+    vectors[:, 1:] += 0.3 * torch.randn(600, 3, generator=drawn)
+    vectors[::20, 0] *= -1
+    for first_codes in (64, 10**9):
+        monkeypatch.setattr(favourites, "CODES", first_codes)
+        alone = nearest(vectors, codes, backend="torch")
+        other = vectors.clone()
+        other[550] = 2.0**61
+        beside = nearest(other, codes, backend="torch")
+        beside[550] = alone[550]
+        assert torch.equal(alone, beside)
+
+
+def test_hard_vectors_are_counted_as_part_of_their_block(monkeypatch):
+    """A few of them have many candidates: no reason to search all vectors in another way."""
+    monkeypatch.setattr(blocked, "PAIRS", 2**12)
+    vectors, codes = collapsed("others at the origin")
+    vectors[::150] = 0.7 * random_pair(10, 1, 20, seed=3)[0]
+    changed = []
+    simpler = blocked._Search._simpler
+    monkeypatch.setattr(
+        blocked._Search, "_simpler", lambda self: changed.append(1) or simpler(self)
+    )
+    nearest(vectors, codes, backend="bf16")
+    assert not changed
+
+
+def test_a_default_device_changes_nothing():
+    vectors, codes = collapsed("others at the origin")
+    torch.set_default_device("meta")
+    try:
+        found = nearest(vectors, codes, backend="torch")
+    finally:
+        torch.set_default_device(None)
+    assert_nearest(vectors, codes, found, "l2", "torch")
 
 
 def test_a_codebook_in_use_costs_nothing(monkeypatch):

@@ -12,6 +12,7 @@ candidate.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -74,7 +75,8 @@ def nearest_k(vectors: Tensor, codes: Tensor, k: int, metric: Metric, *, bf16: b
         return ids
     with torch.autocast(vectors.device.type, enabled=False):
         search = _Search(Judge(codes, metric), k, bf16, len(vectors))
-        step, decide = search.block_rows(), search.decide
+        step = search.block_rows()
+        decide: Callable[[Tensor, Tensor], None] = search.decide
         if k == 1 and favourites.may_pay(search.judge, vectors):
             decide = favourites.Favourites(search, search.among).decide
         first = min(FIRST, step) if bf16 else step
@@ -141,20 +143,23 @@ class _Search:
         found.steps = []  # they begin with all codes
         return found
 
-    def decide(self, vectors: Tensor, out: Tensor) -> None:
-        """Write ids of the k nearest codes of vectors (n, D) to `out` (n, k)."""
-        pairs = self.pairs(vectors)
+    def decide(self, vectors: Tensor, out: Tensor, of: int | None = None) -> None:
+        """Write ids of the k nearest codes of vectors (n, D), left of `of`, to `out` (n, k)."""
+        pairs = self.pairs(vectors, of)
         out[:] = pairs.first_k(vectors, self.judge, self.k)
         for row in _lost(vectors, pairs):
             out[row] = self.judge.order(vectors[row])[: self.k]
 
-    def pairs(self, vectors: Tensor) -> Pairs:
-        """Collect for vectors (n, D) all codes that may be among the k nearest, by their ids."""
+    def pairs(self, vectors: Tensor, of: int | None = None) -> Pairs:
+        """Collect for vectors (n, D) all codes that may be among the k nearest, by their ids.
+
+        If the vectors are those of `of` that others did not settle, they may have more candidates.
+        """
         found, start = [], 0
         for part in vectors.split(self.block_rows()):  # more rows than fit, after `_use_float32`
-            pairs = self._candidates(part)
+            pairs = self._candidates(part, max(len(part), of or 0))
             if pairs is None:
-                return self._simpler().pairs(vectors)
+                return self._simpler().pairs(vectors, of)
             found.append(pairs.moved(start))
             start += len(part)
         return Pairs.join(found)
@@ -165,8 +170,10 @@ class _Search:
             continue
         return self
 
-    def _candidates(self, vectors: Tensor) -> Pairs | None:
+    def _candidates(self, vectors: Tensor, of: int) -> Pairs | None:
         """Screen vectors (n, D); None if there are too many candidates and a step is left.
+
+        They are too many for `of` vectors, n or more.
 
         `floor` is a lower bound of the k best true scores so far: the k best maxima of groups, less
         their slack, belong to k different codes. What cannot reach it is no winner.
@@ -205,15 +212,15 @@ class _Search:
                 found.append(Pairs(row[hit], code, score))
                 held, seen = held + len(hit), seen + len(hit)
                 if held > PAIRS:
-                    if self.steps and seen > MANY * k * len(vectors):
+                    if self.steps and seen > MANY * k * of:
                         screen.learn(best[:, :1], factors)
                         return None
                     found = [self._thinned(Pairs.join(found), floor, vectors)]
                     held = len(found[0].row)
         screen.learn(best[:, :1], factors)
-        if self.steps and seen > max(MANY * k * len(vectors), PAIRS // ROOM):
+        if self.steps and seen > max(MANY * k * of, PAIRS // ROOM):
             return None
-        self.crowded = self.bf16 and k == 1 and (self.crowded or seen > CROWD * len(vectors))
+        self.crowded = self.bf16 and k == 1 and (self.crowded or seen > CROWD * of)
         pairs = Pairs.join(found)
         if screen.width < screen.num_rows:
             pairs = pairs.where(pairs.score >= best[pairs.row, -1])
@@ -229,10 +236,11 @@ class _Search:
 
         The difference of two vectors errs in proportion to itself: far less than a product.
         """
-        if not self.screen.all_short or self.screen.frame.scale is not None or self.k > 1:
+        screen = self.screen
+        if self.judge.metric != "l2" or screen.frame.scale is not None or self.k > 1:
             return pairs
         count = torch.bincount(pairs.row, minlength=len(vectors))
-        several = count[pairs.row] > 1
+        several = ((count > 1) & screen.short)[pairs.row]  # of each vector by itself
         rows, codes = pairs.row[several], pairs.code[several]
         dim = vectors.shape[1]
         step = max(1, SIEVED // dim)

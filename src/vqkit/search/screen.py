@@ -218,6 +218,7 @@ class Screen:
         factors[:, dim:] = 1.0
         short = length < 2.0**60
         weight = torch.ones_like(length)
+        self.short = short[:, 0]
         self.all_short = self.judge.metric == "l2" and bool(short.all())
         if self.judge.metric != "l2" or self.all_short:
             return weight
