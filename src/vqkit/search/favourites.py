@@ -128,7 +128,7 @@ class Favourites:
         fruitless = self._few is not None and 2 * num_open > len(found)
         self._fruitless = self._fruitless + 1 if fruitless else 0
         lost = fruitless and (not grown or self._fruitless == CHOICES)
-        if lost or len(self._won) > min(self._seen // 2, self._room):
+        if lost or len(self._won) > min(3 * self._seen // 4, self._room):
             self._end()
         else:
             self._due = self._few is None or (grown and 16 * num_open > len(found))
@@ -151,9 +151,9 @@ class Favourites:
         for share in LEFT_OUT if len(low) else ():
             ends = torch.stack([low.quantile(share), high.quantile(1 - share)])
             first, last = torch.searchsorted(lengths, ends).tolist()
-            if last - first <= self._room - len(self._won):
-                chosen = ids.new_zeros(len(self._search.judge.codes), dtype=torch.bool)
-                chosen[self._won] = chosen[ids[order[first:last]]] = True
+            chosen = ids.new_zeros(len(self._search.judge.codes), dtype=torch.bool)
+            chosen[self._won] = chosen[ids[order[first:last]]] = True
+            if int(chosen.sum()) <= self._room:
                 self._others = lengths[chosen[ids[order]].logical_not()]
                 self._few = self._among(self._without_copies(chosen.nonzero()[:, 0]))
                 return
