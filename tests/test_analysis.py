@@ -138,6 +138,7 @@ def test_the_curve_of_frequencies_is_drawn_from_the_numbers(images, tmp_path):
     assert "no map of 1 of 4 codebooks" in footer
 
 
+@pytest.mark.slow
 def test_the_figure_of_frequencies_says_which_maps_it_leaves_out(images):
     ten = code_frequency(make_tokenizer("pq", num_codes=8, dim=1, num_segments=10), images)
     figure = frequency_figure([ten])

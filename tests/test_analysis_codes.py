@@ -197,6 +197,7 @@ def test_codes_that_a_rule_moves_are_not_untouched_though_never_drawn(tmp_path):
     assert set(kinds_of(book)) == {"moved", "never drawn"}
 
 
+@pytest.mark.slow
 def test_every_codebook_of_a_run_has_its_marks(tmp_path):
     _, folder = train_tiny(tmp_path, "dual")
     found = codes_of_run(folder)

@@ -84,6 +84,7 @@ def test_of_equal_scores_the_earlier_image_stays(tokenizer, tmp_path):
     assert [one.index for one in found.worst] == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_figure_of_extremes(tokenizer, images):
     found = [extremes(tokenizer, images, count=2, name=name) for name in ("a", "b")]
     figure = extremes_figure(found)

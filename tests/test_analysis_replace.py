@@ -13,6 +13,8 @@ from vqkit.analysis.saving import save_analysis
 from vqkit.metrics import psnr, ssim, to_bytes
 from vqkit.quantizers import FreeCodebook, GridQuantizer, Nearest, VectorQuantizer, uniform_codes
 
+pytestmark = pytest.mark.slow
+
 CODES = {"num_codes": 12, "dim": 4}
 
 
@@ -307,7 +309,6 @@ def test_neighbours_are_searched_only_for_codes_that_occur(images, monkeypatch):
     assert sum(rows) == len(torch.cat(ids).unique()) < 500
 
 
-@pytest.mark.slow
 def test_the_curve_is_drawn_from_the_numbers(images, tmp_path):
     results = [
         replace_tokens(tokenizer_of(case), images, [0, 1, 4], num_pictures=1, name=case)

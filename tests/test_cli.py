@@ -245,6 +245,7 @@ def test_train_evaluate_and_describe(pictures, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["bits_per_pixel"] == 3.0  # 16 segments of 3 bits
 
 
+@pytest.mark.slow
 def test_only_a_runs_own_test_set_makes_its_evaluation(pictures, tmp_path):
     run = tmp_path / "run"
     assert training(pictures, run, "--test_path", str(pictures)) == 0
@@ -304,6 +305,7 @@ def test_options_that_recipes_share_are_explained(capsys):
     assert "--start START Step from which the discriminator takes part" in shown
 
 
+@pytest.mark.slow
 def test_a_second_command_goes_on_or_starts_fresh(pictures, tmp_path, capsys):
     run = tmp_path / "run"
     assert training(pictures, run) == 0
@@ -326,6 +328,7 @@ def test_fresh_deletes_nothing_but_runs(pictures, tmp_path, capsys):
     assert note.read_text(encoding="utf-8") == "keep"
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued(pictures, tmp_path, capsys, monkeypatch):
     run, whole = tmp_path / "run", tmp_path / "whole"
     step = Trainer.step

@@ -130,6 +130,7 @@ def test_empty_centres_move_where_scikit_learn_moves_them(generator):
     assert better.report.unused == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_shape_ends_well(data):

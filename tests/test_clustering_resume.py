@@ -18,6 +18,8 @@ import torch
 import vqkit
 from vqkit.clustering import kmeans
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "lloyd": {"num_clusters": 30, "iterations": 12},
     "shards": {"num_clusters": 30, "iterations": 12, "init": "random", "block_rows": 200},
@@ -268,7 +270,6 @@ def start(case, folder, saves=0):
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
 def test_killed_outright(tmp_path):
     """SIGKILL right after a save, and right before the next one gets its name."""
     process = start("minibatch", tmp_path, saves=5)

@@ -62,6 +62,7 @@ class Counting(VectorSource):
         return self.vectors[start:stop].clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"algorithm": "minibatch", "batch_size": 100}])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_every_storage_gives_the_same_bits(dtype, options, vectors, tmp_path):

@@ -28,6 +28,8 @@ from vqkit.config import DataConfig
 from vqkit.data import load_images, to_float
 from vqkit.training import claim, train
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(16, 24), (16, 24), (20, 16), (16, 24), (16, 24), (16, 24), (32, 16)]
 
 

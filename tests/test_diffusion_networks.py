@@ -96,6 +96,7 @@ class Zero(torch.nn.Module):
         return torch.zeros(len(times), self.width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [DIT, UNET])
 def test_a_fresh_network_predicts_nothing_and_learns(network):
     config = DiffusionConfig(network=network, process=FlowProcess())

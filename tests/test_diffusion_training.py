@@ -32,6 +32,8 @@ from vqkit.generation.diffusion import DiffusionTask, sources
 from vqkit.models import ImageTokenizer, TokenizerConfig
 from vqkit.tokens import TokenSet, write_token_set
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("diffusers")
 
 STEPS = 6

@@ -25,6 +25,8 @@ from vqkit.training.fit_trainer import decaying_groups
 from vqkit.training.settings_file import with_defaults
 from vqkit.training.stops import read_stop
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("fit_tasks.py")
 
 
@@ -101,7 +103,6 @@ def test_a_signal_in_the_last_step_leaves_its_validation_to_the_resume(tmp_path)
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.slow
 def test_a_killed_process_is_made_good(tmp_path):
     run_tiny(tmp_path / "whole")
     for place in (3, 6, 12):
@@ -112,7 +113,6 @@ def test_a_killed_process_is_made_good(tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [sys.executable, *launcher, str(SCRIPT), str(tmp_path / "two")]

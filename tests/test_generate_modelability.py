@@ -50,6 +50,7 @@ def sets(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_operations_are_the_products_of_the_network(sets):
     tokens = TokenSet.open(sets / "one/train")
     card = card_of(tokens, conditional=False)

@@ -11,6 +11,8 @@ from vqkit.generation.draws import uniform_draws
 from vqkit.generation.gpt import as_transformers
 from vqkit.generation.gpt.drawing import draw, probabilities, top_count
 
+pytestmark = pytest.mark.slow
+
 LABELS = torch.tensor([0, 1, 2, 3, 0])  # 3 is "no class"
 PLAIN = GPTSampling(guidance=1.5, temperature=0.9, top_k=0.8, top_p=0.95)
 
@@ -218,7 +220,6 @@ def test_sampling_is_checked(settings, message):
         GPTSampling(**settings)
 
 
-@pytest.mark.slow
 def test_compiled_steps_write_the_same_ids(monkeypatch):
     """Traced, but no C++ compiler is asked."""
     compiled_by = torch.compile

@@ -37,6 +37,8 @@ from vqkit.tokens import write_token_set
 from vqkit.training.average import WeightAverage
 from vqkit.training.fit_folder import read_product
 
+pytestmark = pytest.mark.slow
+
 CODES = 16
 
 

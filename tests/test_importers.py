@@ -17,7 +17,8 @@ from vqkit.models import ImageTokenizer, TokenizerConfig
 from vqkit.models.importers import ImportConfig, import_checkpoint, import_tokenizer
 from vqkit.models.importers.assemble import network_of
 
-FAST = ("taming", "llamagen", "vqgan_lc")
+pytestmark = pytest.mark.slow
+
 MODELS = {
     "taming": Taming,
     "taming, Gumbel": TamingGumbel,
@@ -37,9 +38,7 @@ def save(model, path, entry="state_dict", **more):
     return path
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in MODELS]
-)
+@pytest.mark.parametrize("name", MODELS)
 def test_tokens_and_images_are_those_of_the_original(name, tmp_path):
     model, images = MODELS[name]().eval(), pictures()
     path = save(model, tmp_path / "last.ckpt", optimizer_states=[{"state": {0: torch.zeros(3)}}])
@@ -57,7 +56,6 @@ def test_tokens_and_images_are_those_of_the_original(name, tmp_path):
     assert torch.equal(again.encode(images), tokenizer.encode(images))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_setting_is_read_off_the_file(name, tmp_path):
     imported = import_checkpoint(save(MODELS[name](), tmp_path / "last.ckpt"))
@@ -133,7 +131,6 @@ def assert_same_as_diffusers(model, tokenizer):
     assert (tokenizer.reconstruct(images) - model(images).sample.clamp(-1, 1)).abs().max() < 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -143,7 +140,7 @@ def assert_same_as_diffusers(model, tokenizer):
         pytest.param({"mid_block_add_attention": False}, id="no attention in the middle"),
     ],
 )
-@pytest.mark.parametrize("safe", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("safe", [True, False])
 def test_folders_of_diffusers(settings, safe, tmp_path):
     model = vq_model(**settings)
     model.save_pretrained(tmp_path, safe_serialization=safe)
@@ -184,7 +181,6 @@ def test_half_precision_weights_are_widened(tmp_path):
     assert torch.equal(tokenizer.decoder.conv_out.weight, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "first_stage_model.", "mine."])
 def test_tokenizers_inside_of_other_models(prefix, tmp_path):
     model = Taming()
@@ -220,7 +216,6 @@ def test_folders_of_the_hub(tmp_path):
     assert torch.equal(tokenizer.encode(pictures())[..., 0], model.ids(pictures()))
 
 
-@pytest.mark.slow
 def test_codes_of_llamagen_may_be_left_as_they_are(tmp_path):
     model = LlamaGen()
     model.unit_codes = False

@@ -21,6 +21,8 @@ from vqkit.ledger.observed import read_observation
 from vqkit.ledger.runs import Bench, network_metrics, reproduce
 from vqkit.ledger.targets import cells_of
 
+pytestmark = pytest.mark.slow
+
 PROTOCOLS = ("vqkit-default-1", "cvq-looc")
 
 

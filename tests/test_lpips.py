@@ -115,6 +115,7 @@ def test_it_is_a_distance_of_pairs(lpips):
     assert (lpips(x, nearer) < lpips(x, y)).all()
 
 
+@pytest.mark.slow
 def test_a_step_down_the_gradient_brings_images_nearer():
     lpips = LPIPS.random(seed=3)
     x, y = pictures(32, count=1)
@@ -187,6 +188,7 @@ def test_random_weights_give_the_recorded_distances():
     assert found[1] == pytest.approx(GOLDEN["alex"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_channels_last_and_bfloat16_change_it_little():
     lpips = LPIPS.random(seed=1)
     x, y = pictures()

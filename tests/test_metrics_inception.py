@@ -112,6 +112,7 @@ def test_it_computes_what_the_tables_say(network, images):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_has_the_published_size(network):
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count == TORCHVISION - SECOND + 8 * (2048 + 1)

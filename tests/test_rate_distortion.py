@@ -274,6 +274,7 @@ def test_points_of_evaluations_keep_rates_and_quality(tmp_path):
 # --------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_command_draws_runs_and_codecs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="figures come with the extra `plots`")
     monkeypatch.setattr("vqkit.evaluation.anchors.measure_anchors.__kwdefaults__", {
@@ -324,6 +325,7 @@ def test_command_measures_again_what_was_trained_since(tmp_path, capsys):
     assert shown() == (pytest.approx(expected), True)
 
 
+@pytest.mark.slow
 def test_command_takes_evaluations_alone(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="figures come with the extra `plots`")
     images = load_images(write_pictures(tmp_path / "a"))

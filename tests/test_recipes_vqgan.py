@@ -437,6 +437,7 @@ def pictures(tmp_path_factory):
     return DataConfig(source="folder", path=str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in NAMES]
 )

@@ -24,6 +24,8 @@ from vqkit.training.machine import make_accelerator
 from vqkit.training.objective import TokenizerObjective
 from vqkit.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
@@ -200,12 +202,7 @@ def test_a_folder_without_run_cannot_be_loaded(images, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------- stopping
 
 
-FAST = ("looc", "sq_vae", "dual")
-
-
-@pytest.mark.parametrize(
-    "preset", [pytest.param(p, marks=[] if p in FAST else [pytest.mark.slow]) for p in PRESETS]
-)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_interrupted_and_resumed_is_uninterrupted(preset, images, tmp_path, monkeypatch):
     config = run_config(images, preset, optim__weight_ema=0.9, log__every=3, log__keep=9)
     train(config, out=tmp_path / "whole", progress=False)

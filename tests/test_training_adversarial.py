@@ -17,6 +17,8 @@ from vqkit.training.objective import TokenizerObjective
 from vqkit.training.schedule import learning_rate_factor
 from vqkit.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 NETWORK = VQGANNetwork(
     width=8,
     multipliers=(1, 2),
@@ -89,7 +91,7 @@ def plain_steps(config, count):
 
 
 @pytest.mark.parametrize("preset", ["looc", "dual", "gumbel"])
-@pytest.mark.parametrize("norm", [pytest.param("none", marks=pytest.mark.slow), "batch"])
+@pytest.mark.parametrize("norm", ["none", "batch"])
 def test_steps_equal_plain_ones(preset, norm, images):
     judge = dataclasses.replace(JUDGE, norm=norm)
     config = adversarial(images, preset, judge=judge)
@@ -101,9 +103,8 @@ def test_steps_equal_plain_ones(preset, norm, images):
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=2e-5, msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("preset", ["looc", pytest.param("vq_ema", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("preset", ["looc", "vq_ema"])
 def test_parts_are_the_whole(preset, adaptive, images):
     """Also the adaptive weight, which is no sum over parts."""
     judge = dataclasses.replace(JUDGE, adaptive=adaptive, lecam=0.1, r1=1.0, r1_every=2)
@@ -184,10 +185,7 @@ def test_raw_terms_are_those_before_their_weights(images):
         assert raw == pytest.approx(report[f"quantizer.{half}.codebook_raw"], rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("preset", "accumulate"), [("looc", 1), pytest.param("dual", 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("preset", "accumulate"), [("looc", 1), ("dual", 2)])
 def test_a_stopped_run_goes_on_bit_for_bit(preset, accumulate, images, tmp_path):
     judge = dataclasses.replace(JUDGE, start=3, warmup=1, ramp=6, norm="batch", lecam=0.1, r1=0.1)
     changes = {
@@ -232,7 +230,6 @@ def test_bf16_keeps_the_quantizer_in_float32(preset, judge, images):
     assert all(p.dtype == torch.float32 for p in trainer.tokenizer.parameters())
 
 
-@pytest.mark.slow
 def test_compiled_steps_are_those_of_the_plain_networks(images, monkeypatch):
     """With everything that runs backward more than once; traced, but no C++ compiler is asked."""
     compiled_by = torch.nn.Module.compile

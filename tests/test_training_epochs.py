@@ -21,6 +21,8 @@ from vqkit.training.checkpoint import list_checkpoints, load_checkpoint
 from vqkit.training.epochs import EpochUsage
 from vqkit.training.window import CodeWindow
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 EPOCH = ("epoch", "epoch_codes_used", "epoch_perplexity", "epoch_tokens", "epoch_uniform_usage")
 
@@ -146,7 +148,6 @@ def test_accumulated_batches_count_as_one(images, tmp_path):
     assert [line["epoch_tokens"] for line in one] == [line["epoch_tokens"] for line in four]
 
 
-@pytest.mark.slow
 def test_a_killed_epoch_is_counted_as_a_whole(images, tmp_path):
     """Killed after step 5, in the second epoch; the checkpoint has one step of it."""
     config = run_config(images, log__every=5)

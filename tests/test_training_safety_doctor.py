@@ -17,6 +17,8 @@ from vqkit.training.objective import TokenizerObjective
 from vqkit.training.stops import KINDS, read_stop, write_stop
 from vqkit.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):

@@ -13,6 +13,7 @@ def covariance(dim, seed):
     return factor @ factor.T
 
 
+@pytest.mark.slow
 def test_transport_takes_one_covariance_to_the_other_and_moves_least():
     source, target = covariance(5, 0), covariance(5, 1)
     moved = transport(source, target)
