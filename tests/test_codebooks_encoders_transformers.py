@@ -17,6 +17,8 @@ from vqkit.codebooks.encoders_transformers import TransformersEncoder
 from vqkit.codebooks.encoding import cut_square
 from vqkit.codebooks.extraction import extract
 
+pytestmark = pytest.mark.slow
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

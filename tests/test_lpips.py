@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from vqkit.metrics.lpips import LPIPS, load_lpips
 from vqkit.weights import KNOWN
 
+pytestmark = pytest.mark.slow
+
 # VGG16 (configuration D, arXiv:1409.1556) and AlexNet (arXiv:1404.5997) as the LPIPS paper's code
 # cuts them: convolutions (stride, padding) that end in a ReLU, max pools (kernel, stride), and
 # where a map is compared.
@@ -21,7 +23,7 @@ ALEX = [(4, 2), TAP, "pool", (1, 2), TAP, "pool", CONV, TAP, CONV, TAP, CONV, TA
 LAYERS = {"vgg": (VGG, (2, 2)), "alex": (ALEX, (3, 2))}
 
 
-@pytest.fixture(scope="module", params=[pytest.param("vgg", marks=pytest.mark.slow), "alex"])
+@pytest.fixture(scope="module", params=["vgg", "alex"])
 def lpips(request):
     return LPIPS.random(request.param, seed=1)
 
@@ -115,7 +117,6 @@ def test_it_is_a_distance_of_pairs(lpips):
     assert (lpips(x, nearer) < lpips(x, y)).all()
 
 
-@pytest.mark.slow
 def test_a_step_down_the_gradient_brings_images_nearer():
     lpips = LPIPS.random(seed=3)
     x, y = pictures(32, count=1)
@@ -188,7 +189,6 @@ def test_random_weights_give_the_recorded_distances():
     assert found[1] == pytest.approx(GOLDEN["alex"], rel=1e-3)
 
 
-@pytest.mark.slow
 def test_channels_last_and_bfloat16_change_it_little():
     lpips = LPIPS.random(seed=1)
     x, y = pictures()

@@ -20,6 +20,8 @@ from vqkit.metrics.measures import NAMES, make_measure, make_measures
 from vqkit.metrics.reference import Reference
 from vqkit.weights import FOLDER, KNOWN, sha256_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -116,7 +118,6 @@ def test_a_device_that_torch_refuses_is_named(monkeypatch, tmp_path):
         features_module.load_features(file, device="cuda:7")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_weights")
 def test_the_whole_way_with_a_file_of_inception(tmp_path, monkeypatch):
     file = tmp_path / "pt_inception-2015-12-05-6726825d.safetensors"
@@ -324,6 +325,5 @@ def reduce_everything(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_shares_of_two_processes_add_up(tmp_path):
     torch.multiprocessing.spawn(reduce_everything, args=(tmp_path,), nprocs=2)

@@ -20,6 +20,8 @@ from vqkit.models.vqgan_blocks import AttentionBlock
 from vqkit.quantizers import GridQuantizer
 from vqkit.quantizers.presets import vq_vae
 
+pytestmark = pytest.mark.slow
+
 SMALL = NetworkConfig(hidden=8, residual_hidden=4, num_residual_blocks=1)
 VQGAN = VQGANNetwork(
     width=8, multipliers=(1, 1, 2), num_res_blocks=1, attention_strides=(4,), z_channels=6,

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vqkit.config import NetworkConfig, ViTNetwork, VQGANNetwork
 from vqkit.models import build_networks
 
+pytestmark = pytest.mark.slow
+
 CHANNELS = 5
 VQGAN = {
     "width": 8,
@@ -128,7 +130,6 @@ def gradients(parts, seed=3):
     return [*torch.autograd.grad(loss, [images, *parameters]), torch.rand(3)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEEP)
 def test_checkpointing_changes_no_bit(kind):
     plain = build(kind, dropout=0.3)
@@ -181,7 +182,6 @@ def test_checkpointing_runs_each_block_once_more(kind):
     assert len(calls) == len(blocks)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", DEEP)
 def test_compiling_finds_one_graph(kind, checkpointing):

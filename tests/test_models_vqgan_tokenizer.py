@@ -7,6 +7,8 @@ from vqkit.config import QuantizerConfig, ViTNetwork, VQGANNetwork, from_dict
 from vqkit.models import ImageTokenizer, TokenizerConfig, config_from_values, config_values
 from vqkit.quantizers import PRESETS
 
+pytestmark = pytest.mark.slow
+
 VQGAN = VQGANNetwork(
     width=8, multipliers=(1, 1, 2), num_res_blocks=1, attention_strides=(4,), z_channels=6,
     norm_groups=4,
