@@ -27,8 +27,15 @@ TITLES = {"vq_vae": "VQ-VAE", "looc": "LooC", "dual": "Dual"}
 GENERATORS = {"gpt": "GPT", "sit": "SiT", "dit": "DiT", "ldm": "LDM"}
 DRAWN_FROM = "vq_vae"
 """The tokenizer whose tokens and latents the generators learn."""
-STEPS = {"tokenizer": 1500, "pixels": 1200, "gpt": 1200, "maps": 3000}
-STEPS |= {"sit": 3000, "dit": 3000, "ldm": 3000}
+STEPS = {
+    "tokenizer": 1500,
+    "pixels": 1200,
+    "gpt": 1200,
+    "sit": 3000,
+    "dit": 3000,
+    "ldm": 3000,
+    "maps": 3000,
+}
 SMALLER = ["--model.layers", "4", "--model.heads", "4", "--model.width", "128"]
 SETTINGS = {
     "gpt": [*SMALLER, "--optim.lr", "2e-3", "--optim.precision", "bf16"],

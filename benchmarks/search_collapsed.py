@@ -24,8 +24,8 @@ SHAPES = ((16384, 65536, 64), (16384, 16384, 256))
 QUICK = ((2048, 4096, 32),)
 ABOUT = """
 Milliseconds, medians of calls in turn. Vectors lie around the codes in use, noise 0.2 of their
-spread. *Without the short cut* scores every code, as before. All three give the same ids; where
-none is settled (a codebook in use), the short cut is left after the first few hundred vectors.
+spread. *Without the short cut* scores every code, as before, and gives the same ids (checked in the
+run). In a codebook in use the short cut is left after the first few hundred vectors.
 Winners are the codes that were found; noise draws some vectors to others than the one they were
 drawn around.
 """
